@@ -1,0 +1,107 @@
+"""The oracle: an AttentionSpec evaluated in float64, straight from its definition.
+
+Nothing here is shared with kernels or passes, nothing is fused or reordered, and every intermediate is materialised: a
+reader can hold each line against the formula in `attncc.spec`. Memory is O(B·H·Sq·Skv); use it on test-sized inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attncc import expr as ex
+from attncc.spec import AttentionSpec
+
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in (*ex.FLOATS, *ex.INTEGERS, "bool")
+}  # fmt: skip
+
+_OPERATORS: dict[str, Callable[..., Tensor]] = {
+    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "pow": torch.pow, "min": torch.minimum, "max": torch.maximum,
+    "div": torch.div, "floordiv": torch.floor_divide, "mod": torch.remainder, "neg": torch.neg, "abs": torch.abs,
+    "exp": torch.exp, "exp2": torch.exp2, "log": torch.log, "log2": torch.log2, "log1p": torch.log1p,
+    "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "erf": torch.erf,
+    "sin": torch.sin, "cos": torch.cos, "floor": torch.floor, "ceil": torch.ceil, "round": torch.round,
+    "sign": torch.sign, "lt": torch.lt, "le": torch.le, "gt": torch.gt, "ge": torch.ge, "eq": torch.eq, "ne": torch.ne,
+    "and": torch.bitwise_and, "or": torch.bitwise_or, "xor": torch.bitwise_xor, "where": torch.where,
+}  # fmt: skip
+
+
+def attention(
+    spec: AttentionSpec,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extras: Sequence[Tensor] = (),
+    scalars: Sequence[float] = (),
+    integers: Sequence[int] = (),
+) -> Tensor:
+    """The attention of `spec` in float64.
+
+    q [B, H, Sq, query_dim], k [B, H/group, Skv, head_dim], v [B, H/group, Skv, value_dim] of any float dtype; `extras`,
+    `scalars` and `integers` in the order of the spec. Returns out [B, H, Sq, value_dim], float64.
+    """
+    q, k, v = (t.double() for t in (q, k, v))
+    k, v = (t.repeat_interleave(spec.group, dim=1) for t in (k, v))
+    named = dict(zip((e.name for e in spec.extras), extras, strict=True))
+    if spec.bilinear is not None:
+        weight = named[spec.bilinear].double()
+        q = torch.einsum("bhid,hde->bhie" if weight.ndim == 3 else "bhid,de->bhie", q, weight)
+    numbers = dict(zip((*spec.scalars, *spec.integers), (*scalars, *integers), strict=True))
+    sizes = {"B": q.shape[0], "H": q.shape[1], "Sq": q.shape[2], "Skv": k.shape[2]}
+
+    element = {"q": q[:, :, :, None, :], "k": k[:, :, None, :, :]}
+    score = evaluate(spec.element, {**numbers, **sizes, **element}).sum(-1)
+    where: dict[str, Any] = {**named, **numbers, **sizes, "score": score, **grid(sizes)}
+    x = evaluate(spec.score_mod, where)
+    if spec.mask is not None:
+        x = torch.where(evaluate(spec.mask, where), x, spec.fill)
+    x = x.expand(score.shape)
+    empty = (x == float("-inf")).all(-1, keepdim=True)
+    p = torch.softmax(x, dim=-1)
+    p = torch.where(empty, 0.0 if spec.empty_row == "zero" else float("nan"), p)
+    return p @ v
+
+
+def grid(sizes: dict[str, int]) -> dict[str, Tensor]:
+    """Index tensors b, h, i, j that broadcast to [B, H, Sq, Skv]."""
+    axes = zip(ex.AXES, ex.SIZES, strict=True)
+    return {
+        axis: torch.arange(sizes[size]).view([-1 if n == at else 1 for n in range(4)])
+        for at, (axis, size) in enumerate(axes)
+    }
+
+
+def evaluate(expr: ex.Expr, values: dict[str, Any]) -> Tensor:
+    """`expr` over tensors that broadcast together; float arithmetic in float64, integers in int64."""
+
+    def visit(node: ex.Expr, args: tuple[Tensor, ...]) -> Tensor:
+        match node:
+            case ex.Const(value):
+                return _wide(torch.tensor(value))
+            case ex.Score():
+                return torch.as_tensor(values["score"])
+            case ex.Index(name) | ex.Size(name) | ex.Scalar(name) | ex.Elem(name):
+                return _wide(torch.as_tensor(values[name]))
+            case ex.Load(tensor):
+                return _wide(values[tensor][args] if args else values[tensor])
+            case ex.Op("cast", _, dtype):
+                return _wide(args[0].to(TORCH_DTYPES[dtype])) if dtype not in ex.FLOATS else args[0].double()
+            case ex.Op("not"):
+                return torch.logical_not(args[0])
+            case ex.Op(name):
+                return _OPERATORS[name](*args)
+        raise TypeError(f"the reference cannot evaluate {node!r}")
+
+    result: Tensor = ex.fold(expr, visit)
+    return result
+
+
+def _wide(value: Tensor) -> Tensor:
+    """The value in the widest dtype of its kind: float64, int64 or bool."""
+    if value.dtype == torch.bool:
+        return value
+    return value.double() if value.is_floating_point() else value.long()
