@@ -67,7 +67,7 @@ class AttentionSpec:
     """The value of x where the mask is false: -inf, or a finite number (finfo.min, -1e9)."""
     normalizer: str = "softmax"
     empty_row: str = "zero"
-    """What a row whose x is -inf everywhere gives: "zero" (as SDPA) or "nan" (as softmax). Without keys: always zero."""
+    """What a row whose x is -inf everywhere gives: "zero" (as SDPA) or "nan" (as softmax). Without keys: zero."""
     extras: tuple[Extra, ...] = ()
     scalars: tuple[str, ...] = ()
     """Names of the float run-time scalars, s0, s1, … in order of argument."""
@@ -170,10 +170,7 @@ def _check(spec: AttentionSpec) -> None:
                 case ex.Size(name):
                     need(name in ex.SIZES, f"{role} uses the size {name!r}")
                 case ex.Scalar(name):
-                    need(
-                        name in (*spec.scalars, *spec.integers),
-                        f"{role} uses the scalar {name!r}, which is no argument",
-                    )
+                    need(name in numbers, f"{role} uses the scalar {name!r}, which is no argument")
                 case ex.Score():
                     need(role == "score_mod", "the mask depends on the score")
                 case ex.Arg() | ex.Elem():
