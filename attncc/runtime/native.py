@@ -1,0 +1,52 @@
+"""TVM's native libraries, without TVM's Python package.
+
+A process whose kernels are all in the cache needs TVM's runtime and its LLVM code generator, both of which load in some
+hundredths of a second; `import tvm` takes seconds. Everything here goes through `tvm_ffi` alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@cache
+def load_libraries() -> None:
+    """Load TVM's runtime and compiler libraries into this process, once. Raises RuntimeError where they are missing."""
+    if "tvm" in sys.modules:
+        return
+    try:
+        import tvm_ffi.libinfo
+
+        spec = importlib.util.find_spec("tvm")
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError("No module named 'tvm'")
+        folder = Path(spec.origin).parent / "lib"
+        # The same two loads, in the same order and with the same visibility, as TVM's own package does on import.
+        for library, visibility in (("tvm_runtime", "RTLD_GLOBAL"), ("tvm_compiler", "RTLD_LOCAL")):
+            handle = tvm_ffi.libinfo.load_lib_ctypes("tvm", library, visibility, extra_lib_paths=[folder])
+            _handles.append(handle)
+    except (ImportError, OSError, RuntimeError, TypeError) as first:
+        try:
+            import tvm  # noqa: F401  (a wheel laid out in another way: let it find its libraries itself)
+        except (ImportError, OSError, RuntimeError) as error:
+            raise RuntimeError(f"attncc needs apache-tvm with LLVM, which does not load here: {error}") from first
+
+
+_handles: list[object] = []
+
+
+def function(name: str) -> Callable[..., Any]:
+    """The function that TVM registers under `name`. Raises RuntimeError where TVM does not load or has no such one."""
+    load_libraries()
+    import tvm_ffi
+
+    try:
+        found: Callable[..., Any] = tvm_ffi.get_global_func(name)
+    except (ValueError, RuntimeError) as error:
+        raise RuntimeError(f"this build of TVM has no function {name!r} (was it built with LLVM?)") from error
+    return found

@@ -1,0 +1,259 @@
+"""The machine that kernels are compiled for: detected, never assumed.
+
+`detect()` describes the host; `parse()` reads a target from text, for cross-compiling and for tests. A `Target`
+itself is plain data and needs neither torch nor TVM.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import platform
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+FEATURES = {
+    "x86_64": (
+        "sse4.2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni",
+        "avx512bf16", "avx512fp16", "avxvnni", "avxneconvert", "amx-tile", "amx-bf16", "amx-int8", "amx-fp16",
+    ),
+    "aarch64": ("neon", "dotprod", "fullfp16", "bf16", "i8mm", "sve", "sve2", "sme"),
+}  # fmt: skip
+"""LLVM features that decide how a kernel is written, by architecture; the others are left to LLVM."""
+TRIPLES = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "arm64-apple-macos")
+"""Where `parse` looks a CPU name up, after the host's own triple."""
+HOST_NAMES = ("", "cpu", "llvm", "native", "host")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What code is generated for. Sizes in bytes; `l1` and `l2` are those of one core, `l3` is shared."""
+
+    kind: str
+    """"cpu" or "cuda"."""
+    mcpu: str
+    """LLVM's name of the CPU, e.g. "znver4"."""
+    triple: str
+    features: frozenset[str]
+    """Those of `FEATURES` that the target has, under LLVM's names."""
+    cores: int
+    """Physical cores that this process may use."""
+    l1: int
+    l2: int
+    l3: int
+
+    @property
+    def arch(self) -> str:
+        """Architecture as LLVM spells it in a triple: "x86_64", "aarch64" (for "arm64" too)."""
+        return _arch(self.triple)
+
+    @property
+    def vector_bits(self) -> int:
+        """Width of a vector register: 512, 256 or 128."""
+        if "avx512f" in self.features:
+            return 512
+        return 256 if "avx" in self.features else 128
+
+    @property
+    def mattr(self) -> tuple[str, ...]:
+        """Features as LLVM takes them, each with + or -: a virtual machine may hide what the named CPU has."""
+        known = FEATURES.get(self.arch, ())
+        return tuple(f"{'+' if name in self.features else '-'}{name}" for name in known)
+
+    @property
+    def key(self) -> str:
+        """Text that tells apart the targets whose machine code differs; part of every cache key."""
+        return f"{self.kind} {self.triple} {self.mcpu} {' '.join(sorted(self.features))}".rstrip()
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.mcpu} ({self.vector_bits}-bit vectors, {self.cores} cores)"
+
+
+@cache
+def detect() -> Target:
+    """The host CPU. LLVM names it; without TVM's LLVM it is the x86-64 level (or "generic") that torch reports."""
+    found = _host_features()
+    mcpu, triple = _llvm_host() or _plain_host(found)
+    arch = _arch(triple)
+    if arch == "aarch64":
+        found |= {"neon"}  # part of the base architecture, and not reported by every operating system
+    features = found & frozenset(FEATURES.get(arch, ()))
+    l1, l2, l3 = _caches()
+    return Target("cpu", mcpu, triple, features, _cores(), l1, l2, l3)
+
+
+def parse(text: str) -> Target:
+    """The target that `text` names.
+
+    "cpu", "native" or "llvm" is the host; "x86-64-v3" or "cortex-a76" is a CPU under LLVM's name for it;
+    "llvm -mcpu=… -mtriple=… -mattr=+a,-b -num-cores=4" is the long form. Cores and caches are the host's unless given.
+    Raises ValueError, naming what is near, for an unknown CPU or option.
+    """
+    words = shlex.split(text)
+    host = detect()
+    if " ".join(words) in HOST_NAMES:
+        return host
+    if words[0] == "cuda":
+        raise ValueError(f"target {text!r}: attncc has no CUDA kernels yet; tensors on a GPU run as PyTorch runs them")
+    if len(words) == 1 and not words[0].startswith("-"):
+        words = ["llvm", f"-mcpu={words[0]}"]
+    if words[0] not in HOST_NAMES:
+        raise ValueError(f"target {text!r}: the kind {words[0]!r} is unknown; use 'llvm' or 'cpu'")
+    options = {"mcpu": "", "mtriple": "", "mattr": "", "num-cores": str(host.cores)}
+    for word in words[1:]:
+        name, _, value = word.lstrip("-").partition("=")
+        if name not in options:
+            near = difflib.get_close_matches(name, options, 1) or list(options)
+            raise ValueError(f"target {text!r}: unknown option {word!r}; did you mean -{near[0]}?")
+        options[name] = value
+    if not options["num-cores"].isdigit() or int(options["num-cores"]) < 1:
+        raise ValueError(f"target {text!r}: -num-cores={options['num-cores']} is not a positive number")
+    triple = options["mtriple"] or (_triple_of(options["mcpu"], host.triple) if options["mcpu"] else host.triple)
+    arch = _arch(triple)
+    mcpu = options["mcpu"] or (host.mcpu if triple == host.triple else "generic")
+    attributes = [a for a in options["mattr"].split(",") if a]
+    features = _llvm_features(mcpu, triple, attributes) & frozenset(FEATURES.get(arch, ()))
+    return replace(host, mcpu=mcpu, triple=triple, features=features, cores=int(options["num-cores"]))
+
+
+def cuda_devices() -> tuple[str, ...]:
+    """Names and compute capabilities of the CUDA devices at hand; their tensors run as PyTorch for now."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    names = []
+    for number in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(number)
+        names.append(f"{torch.cuda.get_device_name(number)} (sm_{major}{minor})")
+    return tuple(names)
+
+
+def _arch(triple: str) -> str:
+    arch = triple.partition("-")[0]
+    return "aarch64" if arch == "arm64" else arch
+
+
+def _llvm_host() -> tuple[str, str] | None:
+    """CPU name and triple of the host as LLVM sees them; None where TVM or its LLVM does not load."""
+    from attncc.runtime import native
+
+    try:
+        name = str(native.function("target.llvm_get_system_cpu")())
+        return name, str(native.function("target.llvm_get_system_triple")())
+    except RuntimeError:
+        return None
+
+
+def _plain_host(found: frozenset[str]) -> tuple[str, str]:
+    """The same without LLVM: the x86-64 level that the features reach."""
+    machine = platform.machine().lower().replace("amd64", "x86_64")
+    system = {"Linux": "unknown-linux-gnu", "Darwin": "apple-macos", "Windows": "pc-windows-msvc"}
+    triple = f"{machine}-{system.get(platform.system(), 'unknown-unknown')}"
+    if machine != "x86_64":
+        return "generic", triple
+    if {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= found:
+        return "x86-64-v4", triple
+    return ("x86-64-v3" if {"avx2", "fma", "f16c"} <= found else "x86-64"), triple
+
+
+def _host_features() -> frozenset[str]:
+    """Features of the host under LLVM's names, from torch's CPU detection or, in older releases, /proc/cpuinfo.
+
+    What the CPU has and the hypervisor or the operating system hides is in neither.
+    """
+    told = _torch_facts()
+    words = {name for name, present in told.items() if present is True}
+    if not words:
+        lines = re.findall(r"^(?:flags|Features)\s*:(.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+        words = set(lines[0].split()) if lines else set()
+    renamed = {"fma3": "fma", "sse4_2": "sse4.2", "dot": "dotprod", "asimddp": "dotprod", "asimd": "neon"}
+    renamed |= {"fp16_arith": "fullfp16", "asimdhp": "fullfp16"}
+    return frozenset(renamed.get(w, w.replace("amx_", "amx-").replace("_", "")) for w in words)
+
+
+def _torch_facts() -> dict[str, Any]:
+    """What torch tells of the CPU (features, cache sizes, cores); empty where this release does not tell."""
+    import torch
+
+    facts: object = getattr(torch.cpu, "get_capabilities", dict)()
+    return facts if isinstance(facts, dict) else {}
+
+
+def _triple_of(mcpu: str, host: str) -> str:
+    """The first triple whose LLVM backend knows `mcpu`. Raises ValueError, with near names, where none does."""
+    from attncc.runtime import native
+
+    known = native.function("target.llvm_is_valid_cpu")
+    for triple in (host, *TRIPLES):
+        if known(mcpu, triple):
+            return triple
+    names = sorted({name for triple in (host, *TRIPLES) for name in _cpu_names(triple)})
+    near = ", ".join(difflib.get_close_matches(mcpu, names, 3, 0.5)) or "x86-64-v3, x86-64-v4, znver4, cortex-a76"
+    raise ValueError(f"target: LLVM knows no CPU named {mcpu!r}; near or usual names: {near}")
+
+
+def _cpu_names(triple: str) -> Iterable[str]:
+    from tvm.target import Target as TvmTarget
+    from tvm.target.codegen import llvm_get_cpu_archlist
+
+    return [str(name) for name in llvm_get_cpu_archlist(TvmTarget({"kind": "llvm", "mtriple": triple}))]
+
+
+def _llvm_features(mcpu: str, triple: str, attributes: list[str]) -> frozenset[str]:
+    from tvm.target import Target as TvmTarget
+    from tvm.target.codegen import llvm_get_cpu_features
+
+    target = {"kind": "llvm", "mtriple": triple, "mcpu": mcpu, "mattr": attributes}
+    return frozenset(str(name) for name in llvm_get_cpu_features(TvmTarget(target)))
+
+
+def _cores() -> int:
+    """Physical cores within this process's affinity mask and its control group's CPU quota."""
+    if not hasattr(os, "sched_getaffinity"):  # macOS, Windows: no mask to respect
+        return max(1, _physical_cores())
+    cpus = os.sched_getaffinity(0)
+    places = set()
+    for cpu in cpus:
+        folder = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+        places.add((_read(folder / "physical_package_id"), _read(folder / "core_id") or f"cpu{cpu}"))
+    return max(1, min(len(places), _quota()))
+
+
+def _quota() -> int:
+    """CPUs that the control group (v2) grants, rounded up; more than any machine has where there is no limit."""
+    limit, _, period = _read(Path("/sys/fs/cgroup/cpu.max")).partition(" ")
+    return math.ceil(int(limit) / int(period)) if limit.isdigit() and period.isdigit() else 1 << 20
+
+
+def _physical_cores() -> int:
+    count = _torch_facts().get("num_physical_cores")
+    return int(count) if count else os.cpu_count() or 1
+
+
+def _caches() -> tuple[int, int, int]:
+    """Sizes of L1 data, L2 and L3 in bytes; where the system does not tell, torch's figures, then small ones."""
+    sizes = {1: 0, 2: 0, 3: 0}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, text = _read(folder / "level"), _read(folder / "size")
+        if _read(folder / "type") != "Instruction" and level.isdigit() and int(level) in sizes and text[:-1].isdigit():
+            sizes[int(level)] = int(text[:-1]) * {"K": 1 << 10, "M": 1 << 20}.get(text[-1], 1)
+    if not (sizes[1] and sizes[2]):
+        told = _torch_facts()
+        sizes[1] = sizes[1] or int(told.get("l1d_cache_size") or 0)
+        sizes[2] = sizes[2] or int(told.get("l2_cache_size") or 0)
+    # Small sizes are the safe guess: tiles that fit a smaller cache also fit a larger one.
+    return sizes[1] or 32 << 10, sizes[2] or 256 << 10, sizes[3]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
