@@ -1,0 +1,63 @@
+"""`attncc.explain`: run a model once through the compiler and say what became of each attention in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from attncc.compiler import original
+from attncc.options import Options
+from attncc.report import Report, Site
+
+
+def explain(model: Any, *args: Any, **kwargs: Any) -> Report:
+    """Compile `model` for these inputs, call it once, and report every softmax between two contractions.
+
+    `model` is what `attncc.compile` takes, compiled already or not; the call runs under the caller's grad mode and
+    does to the model's state what any call does. Raises whatever the model raises.
+    """
+    from attncc.backend import compile_graph
+    from attncc.rewrite import Found
+
+    sites: list[Site] = []
+    seconds: list[float] = []
+
+    def observe(found: list[Found]) -> None:
+        sites.extend(_site(f) for f in found)
+
+    def attncc(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        start = time.perf_counter()
+        compiled = compile_graph(gm, example_inputs, Options(), observe)
+        seconds.append(time.perf_counter() - start)
+        return compiled
+
+    target = original(model)
+    if isinstance(target, torch.export.ExportedProgram):
+        target = target.module()
+    run = torch.compile(target, backend=attncc)
+    run(*args, **kwargs)
+    return Report(tuple(sites), graphs=len(seconds), compile_seconds=sum(seconds))
+
+
+def _site(found: Any) -> Site:
+    """The user's view of a `Found`, with the kernel that its sizes select."""
+    if not found.fused:
+        return Site(False, found.location, found.source, reason=found.reason, spec=found.spec)
+    return Site(True, found.location, found.source, spec=found.spec, sizes=found.sizes, **_kernel(found))
+
+
+def _kernel(found: Any) -> dict[str, str]:
+    from attncc.schedules import Problem, select
+    from attncc.target import detect
+
+    if found.device != "cpu":
+        return {"kernel": f"PyTorch (no kernels for {found.device} yet)", "regime": "any"}
+    sizes = found.size_hints
+    problem = Problem(sizes["B"], sizes["H"], sizes["Sq"], sizes["Skv"], torch.get_num_threads())
+    family = select(found.spec, problem, detect())
+    backward = "recomputed through PyTorch" if found.requires_grad else ""
+    return {"kernel": family.name, "regime": family.regime, "backward": backward}
