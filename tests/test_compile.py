@@ -215,7 +215,7 @@ def test_warmup_builds_what_later_calls_need() -> None:
 
 @pytest.mark.parametrize("model", [3, "bert", None])
 def test_what_cannot_be_compiled_is_rejected(model: Any) -> None:
-    with pytest.raises(TypeError, match="takes an nn.Module"):
+    with pytest.raises(TypeError, match=r"takes an nn\.Module"):
         attncc.compile(model)
     with pytest.raises(ValueError, match="did you mean 'inner'"):
         attncc.compile(Attention(), iner="eager")
