@@ -7,7 +7,9 @@ hundredths of a second; `import tvm` takes seconds. Everything here goes through
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -50,3 +52,31 @@ def function(name: str) -> Callable[..., Any]:
     except (ValueError, RuntimeError) as error:
         raise RuntimeError(f"this build of TVM has no function {name!r} (was it built with LLVM?)") from error
     return found
+
+
+def load_llvm(text: bytes) -> Any:
+    """The module of LLVM IR `text`, compiled in this process. Raises RuntimeError where LLVM refuses it.
+
+    TVM takes a path. An anonymous memory file serves where the system has one: what is loaded is then exactly `text`,
+    whatever happens to files on disk.
+    """
+    loader = function("ffi.Module.load_from_file.ll")
+    if hasattr(os, "memfd_create"):
+        handle = os.memfd_create("attncc.ll")
+        try:
+            with open(handle, "wb", closefd=False) as file:
+                file.write(text)
+            return _checked(loader, f"/proc/self/fd/{handle}")
+        finally:
+            os.close(handle)
+    with tempfile.TemporaryDirectory(prefix="attncc-") as folder:
+        path = Path(folder) / "kernel.ll"
+        path.write_bytes(text)
+        return _checked(loader, str(path))
+
+
+def _checked(loader: Callable[..., Any], path: str) -> Any:
+    try:
+        return loader(path, "ll")
+    except Exception as error:  # TVM raises whatever class its C++ side names
+        raise RuntimeError(f"LLVM does not take this module: {error}") from error
