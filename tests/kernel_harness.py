@@ -1,0 +1,126 @@
+"""Runs one schedule family's kernel without the runtime: build, poison the output with NaN, call in ABI order, compare.
+
+Inputs of a case are made here too, so that prefill, decode and the fallback are held to the same cases. The oracle is
+`attncc.reference`, in float64, on the very numbers the kernel sees.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attncc import reference
+from attncc.schedules.family import Family, Problem
+from attncc.spec import AttentionSpec
+from attncc.target import Target, detect
+
+ULP = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+
+
+@dataclass
+class Case:
+    """The arguments of one call."""
+
+    spec: AttentionSpec
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    extras: Sequence[Tensor] = ()
+    scalars: Sequence[float] = ()
+    integers: Sequence[int] = ()
+    threads: int = 2
+    decisions: Mapping[str, int] = field(default_factory=dict)
+    """Decisions that differ from the family's defaults."""
+
+
+def make_case(
+    spec: AttentionSpec,
+    batch: int,
+    kv_heads: int,
+    q_len: int,
+    kv_len: int,
+    *,
+    extras: Sequence[Tensor] = (),
+    scalars: Sequence[float] = (),
+    integers: Sequence[int] = (),
+    seed: int = 0,
+    strided: bool = False,
+    **more: Any,
+) -> Case:
+    """Normal random q, k, v. `strided` makes them [B, H, S, D] views of [B, S, H, D] memory that starts one element in."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = reference.TORCH_DTYPES[spec.dtype]
+
+    def rows(heads: int, length: int, width: int) -> Tensor:
+        if not strided:
+            return torch.randn(batch, heads, length, width, generator=generator).to(dtype)
+        flat = torch.randn(1 + batch * length * heads * width, generator=generator).to(dtype)
+        return flat[1:].view(batch, length, heads, width).transpose(1, 2)
+
+    q = rows(kv_heads * spec.group, q_len, spec.query_dim or spec.head_dim)
+    k, v = rows(kv_heads, kv_len, spec.head_dim), rows(kv_heads, kv_len, spec.value_dim)
+    return Case(spec, q, k, v, extras, scalars, integers, **more)
+
+
+def run(family: Family, case: Case, target: Target | None = None) -> Tensor:
+    """The kernel's output. Raises AssertionError when the family declines the spec."""
+    target = target or detect()
+    declined = family.declines(case.spec, target)
+    assert declined is None, declined
+    decisions = {**family.decisions(case.spec, target), **case.decisions}
+    kernel = build(family, case.spec, target, tuple(sorted(decisions.items())))
+    batch, heads, q_len, _ = case.q.shape
+    launch = family.launch(case.spec, decisions, Problem(batch, heads, q_len, case.k.shape[2], case.threads))
+    compute = torch.float64 if case.spec.dtype == "float64" else torch.float32
+    workspaces = [torch.full(shape, float("nan"), dtype=compute) for shape in launch.workspaces]
+    out = torch.full((batch, heads, q_len, case.spec.value_dim), float("nan"), dtype=case.q.dtype)
+    if case.q.stride(1) < case.q.stride(2):  # as the runtime does: heads inside rows, like the query
+        out = torch.full_like(out.transpose(1, 2).contiguous(), float("nan")).transpose(1, 2)
+    numbers = (*map(float, case.scalars), *map(int, case.integers))
+    kernel(torch.from_numpy(launch.work), case.q, case.k, case.v, *case.extras, out, *workspaces, *numbers, 0)
+    return out
+
+
+@functools.cache
+def build(family: Family, spec: AttentionSpec, target: Target, decisions: tuple[tuple[str, int], ...]) -> Any:
+    """The compiled kernel, once per family, spec, target and decisions."""
+    return compile_module(family, spec, target, dict(decisions))["attention"]
+
+
+def compile_module(family: Family, spec: AttentionSpec, target: Target, decisions: Mapping[str, int]) -> Any:
+    """The module that `tvm.compile` makes; its generated code can be inspected."""
+    from attncc._tvm import tvm
+
+    return tvm.compile(family.module(spec, target, decisions), target=llvm(target))
+
+
+def llvm(target: Target) -> Any:
+    """TVM's target for ours."""
+    from attncc._tvm import tvm
+
+    return tvm.target.Target(
+        {"kind": "llvm", "mcpu": target.mcpu, "mtriple": target.triple, "mattr": list(target.mattr)}
+    )
+
+
+def check(family: Family, case: Case, target: Target | None = None) -> Tensor:
+    """Run and compare with the float64 oracle; gives the output. Raises AssertionError on a difference."""
+    out = run(family, case, target)
+    expected = reference.attention(case.spec, case.q, case.k, case.v, case.extras, case.scalars, case.integers)
+    assert_near(case.spec, out, expected, case.v)
+    return out
+
+
+def assert_near(spec: AttentionSpec, out: Tensor, expected: Tensor, v: Tensor) -> None:
+    """The same NaNs, and a difference below some units in the last place of the largest value that a row may mix."""
+    assert torch.equal(out.isnan(), expected.isnan()), "NaN in other places than in the reference"
+    finite = v.double()[v.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 1.0
+    error = (out.double() - expected).nan_to_num(0.0, 0.0, 0.0).abs().max().item() if out.numel() else 0.0
+    tolerance = (16 if spec.dtype in ("float32", "float64") else 3) * ULP[spec.dtype] * largest
+    assert error <= tolerance, f"error {error:.3g} is above {tolerance:.3g}"
