@@ -7,8 +7,8 @@ expressions for two intervals of keys:
     full   [full_lo, full_hi)  m is true for every j inside it, for every row of the range
 
 with 0 <= lo <= full_lo <= full_hi <= hi <= Skv. The expressions use Index("first") and Index("last") for the rows,
-Index b and h, sizes, scalars, and tensors that the mask reads at positions free of i and j. Both intervals are safe, neither
-is promised to be the tightest: what the analysis does not understand makes visit everything and full nothing.
+Index b and h, sizes, scalars, and tensors that the mask reads at positions free of i and j. Both intervals are safe,
+neither is promised to be the tightest: what the analysis does not understand makes visit everything and full nothing.
 
 Understood are conjunctions, disjunctions, negations and `where` of: comparisons that are linear in i and j with
 coefficient ±1 (or 0) for j; conditions without i and j. Integer terms are taken not to wrap around: run-time scalars
