@@ -1,0 +1,133 @@
+"""Which attention a benchmark computes: sizes, dtype and mask, with the work and the traffic that they imply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One attention: q [batch, heads, q_len, head_dim], k and v [batch, kv_heads, kv_len, head_dim].
+
+    Masks are aligned to the first key (query i sees key j <= i), as PyTorch's `is_causal` is; a window of w keeps
+    |i - j| < w. Raises ValueError for sizes that do not make an attention, or leave a query without a key.
+    """
+
+    batch: int = 1
+    heads: int = 12
+    kv_heads: int = 12
+    q_len: int = 1536
+    kv_len: int = 1536
+    head_dim: int = 64
+    dtype: str = "float32"
+    causal: bool = False
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not a positive number")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window={self.window} is not a positive number")
+        if self.window is not None and self.q_len >= self.kv_len + self.window:
+            raise ValueError(
+                f"with window={self.window}, query {self.q_len - 1} sees none of kv_len={self.kv_len} keys"
+            )
+
+    @property
+    def label(self) -> str:
+        """Short and complete: `B1 H12 S1536 D64 float32 causal`."""
+        heads = f"H{self.heads}" if self.heads == self.kv_heads else f"H{self.heads}/{self.kv_heads}"
+        lengths = f"S{self.q_len}" if self.q_len == self.kv_len else f"Sq{self.q_len} Skv{self.kv_len}"
+        words = [f"B{self.batch}", heads, lengths, f"D{self.head_dim}", self.dtype]
+        words += ["causal"] * self.causal + [f"window {self.window}"] * (self.window is not None)
+        return " ".join(words)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch's."""
+        return DTYPES[self.dtype]
+
+    @property
+    def decode(self) -> bool:
+        """Few query rows over many keys: reading k and v decides the time, not arithmetic."""
+        return self.q_len * self.heads // self.kv_heads <= 8
+
+    def visible(self, rows: range) -> torch.Tensor | None:
+        """bool [len(rows), kv_len]: which keys those query rows see; None where all are."""
+        if not self.causal and self.window is None:
+            return None
+        i = torch.arange(rows.start, rows.stop)[:, None]
+        j = torch.arange(self.kv_len)[None, :]
+        keep = (j <= i) if self.causal else torch.ones(len(rows), self.kv_len, dtype=torch.bool)
+        if self.window is not None:
+            keep = keep & ((i - j).abs() < self.window)
+        return keep
+
+    @property
+    def flops(self) -> int:
+        """Operations of the two products over the visible pairs, a multiply-add counted as two."""
+        pairs = self.q_len * self.kv_len
+        if self.causal or self.window is not None:
+            pairs = sum(int(keep.sum()) for rows in self.chunks() if (keep := self.visible(rows)) is not None)
+        return 4 * self.batch * self.heads * self.head_dim * pairs
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of k and v, each read once."""
+        size: int = self.torch_dtype.itemsize
+        return 2 * self.batch * self.kv_heads * self.kv_len * self.head_dim * size
+
+    def chunks(self) -> Iterator[range]:
+        """Query rows in parts whose float64 scores stay under about 64 MB a head."""
+        size = max(1, (1 << 23) // self.kv_len)
+        return (range(start, min(start + size, self.q_len)) for start in range(0, self.q_len, size))
+
+    def inputs(self, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """q, k and v of unit variance, the same for the same seed; [B, S, H, D] in memory, as models make them."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def rows(heads: int, length: int) -> torch.Tensor:
+            made = torch.randn(self.batch, length, heads, self.head_dim, generator=generator)
+            return made.to(self.torch_dtype).transpose(1, 2)
+
+        return rows(self.heads, self.q_len), rows(self.kv_heads, self.kv_len), rows(self.kv_heads, self.kv_len)
+
+
+def defaults(quick: bool = False) -> tuple[Case, ...]:
+    """What `attncc bench` runs when no shape is given: prefill and decode, fp32 and bf16. `quick` shortens both."""
+    length, cache = (512, 1024) if quick else (1536, 4096)
+    prefill = [Case(q_len=length, kv_len=length, dtype=dtype) for dtype in ("float32", "bfloat16")]
+    causal = [Case(q_len=length, kv_len=length, dtype="float32", causal=True)]
+    decode = [Case(1, 32, 32, 1, cache, 128, dtype) for dtype in ("float32", "bfloat16")]
+    return (*prefill, *causal, *decode)
+
+
+def reference(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The attention of `case` in float64, straight from the formula, a head and a few rows at a time."""
+    group = case.heads // case.kv_heads
+    out = torch.empty(case.batch, case.heads, case.q_len, case.head_dim, dtype=torch.float64)
+    for b in range(case.batch):
+        for h in range(case.heads):
+            keys, values = k[b, h // group].double(), v[b, h // group].double()
+            for rows in case.chunks():
+                scores = q[b, h, rows.start : rows.stop].double() @ keys.T / case.head_dim**0.5
+                keep = case.visible(rows)
+                if keep is not None:
+                    scores.masked_fill_(~keep, float("-inf"))
+                out[b, h, rows.start : rows.stop] = scores.softmax(-1) @ values
+    return out
