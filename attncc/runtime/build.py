@@ -1,0 +1,163 @@
+"""From a spec to a callable kernel: memory, else disk, else compiled; built once however many threads ask."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attncc.runtime import cache as disk
+from attncc.runtime import native, stats
+from attncc.spec import AttentionSpec
+from attncc.target import Target
+
+if TYPE_CHECKING:
+    from attncc.schedules.family import Family
+
+ABI = 1
+"""Version of the kernels' argument list; part of every cache key."""
+ENTRY = "attention"
+_CAPACITY = 256
+"""Kernels held in memory; the least recently used goes, and comes back from disk."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled attention, ready to be called."""
+
+    spec: AttentionSpec
+    target: Target
+    family: Family
+    decisions: Mapping[str, int]
+    call: Callable[..., Any]
+    """The bound native function, called with the arguments that `attncc.algorithm.signature` lists."""
+    header: str
+    """Data layout and triple of its LLVM module."""
+    counters: stats.KernelCounters
+    module: Any
+    """The native module, which must outlive `call`."""
+
+    @property
+    def name(self) -> str:
+        """Family and the first characters of the spec's name, as statistics and reports show it."""
+        return kernel_name(self.spec, self.family)
+
+
+def kernel_name(spec: AttentionSpec, family: Family) -> str:
+    """How statistics and reports call the kernel of `spec` in `family`."""
+    return f"{family.name} {spec.name[:12]}"
+
+
+def kernel(spec: AttentionSpec, target: Target, family: Family, decisions: Mapping[str, int] | None = None) -> Kernel:
+    """The kernel of `spec` for `target`, by default with the family's analytic decisions.
+
+    Raises RuntimeError or ValueError where it cannot be built.
+    """
+    chosen = dict(family.decisions(spec, target) if decisions is None else decisions)
+    identity = (spec.json, target.key, family.name, tuple(sorted(chosen.items())))
+    with _lock:
+        found = _kernels.get(identity)
+        if found is not None:
+            _kernels.move_to_end(identity)
+            stats.memory_hits.add()
+            return found
+        made = _load_or_compile(spec, target, family, chosen)
+        _kernels[identity] = made
+        while len(_kernels) > _CAPACITY:
+            _kernels.popitem(last=False)
+        return made
+
+
+def forget() -> None:
+    """Drop the kernels held in memory; those in use stay alive until their calls end."""
+    with _lock:
+        _kernels.clear()
+
+
+def compile_llvm(spec: AttentionSpec, target: Target, family: Family, decisions: Mapping[str, int]) -> bytes:
+    """LLVM IR of the kernel, compiled anew; for any target that LLVM knows, not only this host."""
+    from attncc._tvm import Target as TvmTarget
+    from attncc._tvm import tvm
+
+    module = family.module(spec, target, decisions)
+    options = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.mcpu, "mattr": list(target.mattr)}
+    built = tvm.compile(module, target=TvmTarget(options))
+    text: str = built.mod.inspect_source("ll")
+    return text.encode()
+
+
+def cache_key(spec: AttentionSpec, target: Target, family: Family, decisions: Mapping[str, int]) -> dict[str, Any]:
+    """Everything that the code of a kernel depends on."""
+    return {
+        "abi": ABI,
+        "spec": spec.json,
+        "target": target.key,
+        "family": family.name,
+        "decisions": dict(sorted(decisions.items())),
+        "generators": code_digest(),
+        "versions": {name: _version(name) for name in ("attncc", "apache-tvm", "apache-tvm-ffi")},
+    }
+
+
+@cache
+def code_digest() -> str:
+    """SHA-256 over the sources that generate kernels: an edited schedule never meets a kernel of its older self."""
+    package = Path(__file__).parent.parent
+    sources = [package / "expr.py", package / "spec.py", package / "_tvm.py"]
+    for folder in ("algorithm", "schedules"):
+        sources += sorted((package / folder).rglob("*.py"))
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.relative_to(package).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _load_or_compile(spec: AttentionSpec, target: Target, family: Family, decisions: Mapping[str, int]) -> Kernel:
+    counters = stats.kernel(kernel_name(spec, family))
+    key = cache_key(spec, target, family, decisions)
+    text = disk.load(key)
+    if text is None:
+        with disk.building(key):
+            text = disk.load(key)  # another process may have published it while this one waited
+            if text is None:
+                start = time.perf_counter()
+                text = compile_llvm(spec, target, family, decisions)
+                counters.seconds += time.perf_counter() - start
+                counters.compiles.add()
+                disk.store(key, text)
+            else:
+                counters.disk_hits.add()
+    else:
+        counters.disk_hits.add()
+    module = native.load_llvm(text)
+    header = b"\n".join(line for line in text.splitlines() if line.startswith(b"target ")).decode()
+    return Kernel(spec, target, family, decisions, module[ENTRY], header, counters, module)
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # running from a source tree; the digest of the sources tells versions apart
+        return "source"
+
+
+_kernels: OrderedDict[tuple[Any, ...], Kernel] = OrderedDict()
+_lock = threading.RLock()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()  # a thread that the child does not have may hold it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
