@@ -44,7 +44,7 @@ app.add_typer(cache.app, name="cache")
 
 
 def main() -> None:
-    """Entry point of the `attncc` script: runs a command; any error is one line on stderr and a non-zero exit status."""
+    """Entry point of the `attncc` script: runs a command; an error is one line on stderr and a non-zero exit status."""
     try:
         status = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

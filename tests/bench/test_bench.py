@@ -1,0 +1,104 @@
+"""The benchmark itself: its reference, its gate, its clock and its roofline."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from attncc.bench import contenders, peak, run
+from attncc.bench.cases import Case, defaults, reference
+from attncc.bench.timing import interleaved
+
+SMALL = Case(batch=2, heads=4, kv_heads=2, q_len=37, kv_len=53, head_dim=8)
+MACHINE = peak.Peak(threads=1, fp32_gflops=100.0, bf16_gflops=None, read_gbs=10.0)
+
+
+@pytest.mark.parametrize(
+    "case", [SMALL, replace(SMALL, causal=True), replace(SMALL, window=5), replace(SMALL, causal=True, window=5)]
+)
+def test_every_contender_computes_the_case(case: Case) -> None:
+    """Independent ways to say the same mask, grouping and scale agree with the float64 reference."""
+    q, k, v = case.inputs()
+    expected = reference(case, q, k, v)
+    for name in ("eager", "sdpa", "attncc"):
+        out = contenders.CONTENDERS[name](case)(q, k, v)
+        torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_reference_is_chunked_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows computed part by part are those computed at once."""
+    case = replace(SMALL, causal=True)
+    q, k, v = case.inputs()
+    whole = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=True, enable_gqa=True)
+    monkeypatch.setattr(
+        Case, "chunks", lambda self: (range(s, min(s + 10, self.q_len)) for s in range(0, self.q_len, 10))
+    )
+    torch.testing.assert_close(reference(case, q, k, v), whole)
+
+
+def test_work_and_traffic() -> None:
+    """Only visible pairs count as work; k and v are read once."""
+    assert SMALL.flops == 4 * 2 * 4 * 37 * 53 * 8
+    assert replace(SMALL, kv_len=37, causal=True).flops == 4 * 2 * 4 * 8 * (37 * 38 // 2)
+    assert SMALL.bytes_read == 2 * 2 * 2 * 53 * 8 * 4
+    assert [case.decode for case in defaults()] == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"heads": 3}, {"q_len": 0}, {"dtype": "int8"}, {"window": 0}, {"q_len": 99, "window": 9}]
+)
+def test_a_case_that_is_no_attention(sizes: dict[str, int]) -> None:
+    """Refused with the values that do not fit."""
+    with pytest.raises(ValueError, match=r"=|dtype"):
+        replace(SMALL, **sizes)
+
+
+def test_nothing_is_timed_on_a_red_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong result of attncc ends the case before the clock starts, and so does NaN."""
+    for wrong in (1.001, float("nan")):
+        patched = dict(contenders.CONTENDERS)
+        patched["attncc"] = lambda case, wrong=wrong: lambda q, k, v: contenders.sdpa(case)(q, k, v) * wrong
+        monkeypatch.setattr(run, "CONTENDERS", patched)
+        result = run.run(SMALL, MACHINE, names=("sdpa", "attncc"), turns=1, seconds=0.0)
+        assert not result.passed
+        assert all(entry.timing is None for entry in result.entries)
+        assert "nothing is timed" in str(result)
+
+
+def test_a_contender_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its message; the others go on."""
+
+    def broken(case: Case) -> contenders.Attention:
+        raise RuntimeError("no toolchain\nat all")
+
+    monkeypatch.setattr(run, "CONTENDERS", {**contenders.CONTENDERS, "flex": broken})
+    result = run.run(SMALL, MACHINE, names=("sdpa", "flex", "attncc"), turns=1, seconds=0.0)
+    assert result.passed
+    assert [bool(entry.failure) for entry in result.entries] == [False, True, False]
+    assert "RuntimeError: no toolchain" in str(result)
+
+
+def test_turns_are_interleaved() -> None:
+    """a b a b, not a a b b; the slower one is slower."""
+    order: list[str] = []
+    timings = interleaved(
+        {"a": lambda: time.sleep(0.002), "b": lambda: None}, turns=3, seconds=0.004, progress=order.append
+    )
+    assert order == ["a", "b"] * 3
+    assert timings["a"].median > timings["b"].median
+    assert timings["a"].fastest <= timings["a"].median <= timings["a"].slowest
+
+
+def test_the_roofline_is_plausible() -> None:
+    """No kernel of torch is faster than the measured peak: the loop really keeps every multiply-add unit busy."""
+    measured = peak.measure()
+    a = torch.randn(1024, 1024)
+    (timing,) = interleaved({"matmul": lambda: a @ a}, turns=5, seconds=0.05).values()
+    assert 2 * 1024**3 / timing.fastest / 1e9 < 1.15 * measured.fp32_gflops
+    assert measured.bf16_gflops is None or measured.bf16_gflops > measured.fp32_gflops
+    assert 0.5 < measured.read_gbs < 5000
+    assert measured.gflops("float64") == measured.fp32_gflops / 2

@@ -1,0 +1,41 @@
+"""The README says nothing that does not run: its snippets, its support matrix, its commands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from attncc.info import SUPPORT
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_the_snippets_run_in_order() -> None:
+    """In one namespace, from top to bottom, as a reader would paste them."""
+    snippets = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(snippets) >= 4
+    namespace: dict[str, object] = {}
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), namespace)
+
+
+def test_the_first_lines_show_a_check_and_the_commands() -> None:
+    """Within 30 lines: five lines of code that end in a comparison, and the commands that run and test everything."""
+    top = "\n".join(README.splitlines()[:30])
+    (snippet,) = re.findall(r"```python\n(.*?)```", top, flags=re.DOTALL)
+    lines = snippet.strip().splitlines()
+    assert len(lines) == 5
+    assert lines[-1].startswith("torch.testing.assert_close(")
+    assert "pip install -e '.[demo]' && attncc demo" in top
+    assert "pip install -e '.[test]' && python -m pytest" in top
+
+
+def test_the_support_matrix_is_that_of_info() -> None:
+    """Row by row."""
+    for row in SUPPORT:
+        assert "| " + " | ".join(cell for cell in row if cell) in README, row
+
+
+def test_every_figure_is_filled_in() -> None:
+    """No placeholder is left."""
+    assert "⟨" not in README
