@@ -96,9 +96,9 @@ class Result:
             seconds = entry.timing.median
             limit, share = self.share(seconds)
             rate = (
-                f"{self.case.bytes_read / seconds / 1e9:.1f} GB/s"
+                f"{self.case.bytes_read / seconds / 1e9:.3g} GB/s"
                 if self.case.decode
-                else f"{self.case.flops / seconds / 1e9:.0f} GFLOP/s"
+                else f"{self.case.flops / seconds / 1e9:.3g} GFLOP/s"
             )
             cells += [_ms(seconds), f"{_ms(entry.timing.fastest)} to {_ms(entry.timing.slowest)}"]
             cells += [f"{base.median / seconds:.2f}x" if base else "", rate, f"{share:.0%} {limit}"]
