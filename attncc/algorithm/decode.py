@@ -1,0 +1,100 @@
+"""Split-KV attention for few query rows, as unscheduled S-TIR (the split is that of Flash-Decoding, Dao et al. 2023).
+
+The query rows of all heads that share a key head ride together, so that the cache is read once a group: row r is query
+r // group of head r % group in the group. A tile is a run of keys for one batch and key head (`decode_tile`); its
+output, maximum and sum of probabilities go to workspaces. A second loop combines the splits of each key head:
+
+    w = exp(m_s - max m);  out = sum(w o_s) / sum(w l_s)
+
+With one split a tile writes `out` itself, and there is no second loop.
+
+Work table: batch, kv head, first, end. The last two bound the tile's keys as fractions, in units of 2^-20, of the keys
+that the mask's bounds leave: those are known in the kernel only. Tiles are ordered by batch, kv head and split, and all
+key heads have the same number of splits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from attncc._tvm import IRBuilder, PrimFunc, T, tirx
+from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, tile
+from attncc.algorithm.decode_tile import Kernel, Tiling, emit_tile, open_tile
+from attncc.algorithm.key_step import cast, exp, finite
+from attncc.algorithm.signature import NAME, Signature, compute_dtype, declare, use_launcher
+from attncc.spec import AttentionSpec
+
+
+def build(spec: AttentionSpec, tiling: Tiling) -> PrimFunc:
+    """The kernel of `spec`.
+
+    Workspaces, with n = B * G and the letters above: o [n, splits, rows, value_dim], then m, l and w [n, splits, rows].
+    """
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(NAME)
+            signature = declare(spec, (4, 3, 3, 3))
+            use_launcher(signature)
+            kernel = _open_kernel(spec, tiling, signature)
+            n_tiles = signature.work.shape[0]
+            with scope("tiles"), T.serial(n_tiles) as loop:
+                IRBuilder.name("tile_loop", loop)
+                with T.sblock("tile"):
+                    number = T.axis.spatial(n_tiles, loop)
+                    IRBuilder.name("tile", number)
+                    accesses(signature.inputs, [signature.out, *signature.workspaces[:3]])
+                    emit_tile(open_tile(kernel, number))
+            with repeat("combine", T.min(kernel.splits - 1, 1)):
+                _combine(kernel)
+        function: PrimFunc = builder.get()
+    return function
+
+
+def _open_kernel(spec: AttentionSpec, tiling: Tiling, signature: Signature) -> Kernel:
+    dtype = compute_dtype(spec)
+    scalars = {name: let(f"{name}_value", cast(dtype, signature.scalars[name])) for name in spec.scalars}
+    scalars |= {name: signature.scalars[name] for name in spec.integers}
+    rows = let("rows", signature.sizes["Sq"] * spec.group)
+    row_chunks = let("row_chunks", (rows + (tiling.row_chunk - 1)) // tiling.row_chunk)
+    return Kernel(spec, tiling, signature, scalars, rows, row_chunks, signature.workspaces[0].shape[1])
+
+
+def _combine(kernel: Kernel) -> None:
+    """The splits of each key head into `out`."""
+    work, sizes = kernel.signature.work, kernel.signature.sizes
+    n = sizes["B"] * sizes["G"]
+    with T.serial(n) as loop:
+        IRBuilder.name("head_loop", loop)
+        with T.sblock("combine_head"):
+            at = T.axis.spatial(n, loop)
+            IRBuilder.name("at", at)
+            accesses([work, *kernel.signature.workspaces[:3]], [kernel.signature.out, kernel.signature.workspaces[3]])
+            batch, kv_head = (
+                let(name, tirx.Cast("int64", work[at * kernel.splits, column]))
+                for column, name in enumerate(("batch", "kv_head"))
+            )
+            with repeat("combine_row", kernel.rows) as row:
+                _combine_row(kernel, at, batch, kv_head, row)
+
+
+def _combine_row(kernel: Kernel, at: Any, batch: Any, kv_head: Any, row: Any) -> None:
+    dtype, splits = kernel.dtype, kernel.splits
+    partial, maximum, total, weight = kernel.signature.workspaces
+    highest, sums = tile("highest", (1,), dtype), tile("all_total", (1,), dtype)
+    output = tile("all_output", (kernel.spec.value_dim,), dtype)
+    with stage("highest", "SR", u=1, s=splits) as (u, s):
+        with T.init():
+            store(highest, [u], tirx.const(-math.inf, dtype))
+        store(highest, [u], T.max(highest[u], maximum[at, s, row]))
+    with stage("weight", "S", s=splits) as (s,):
+        store(weight, [at, s, row], exp(maximum[at, s, row] - finite(highest[0])))
+    with stage("all_total", "SR", u=1, s=splits) as (u, s):
+        with T.init():
+            store(sums, [u], kernel.zero())
+        store(sums, [u], sums[u] + weight[at, s, row] * total[at, s, row])
+    with stage("all_output", "SR", e=kernel.spec.value_dim, s=splits) as (e, s):
+        with T.init():
+            store(output, [e], kernel.zero())
+        store(output, [e], output[e] + weight[at, s, row] * partial[at, s, row, e])
+    kernel.write_row("combine", batch, kv_head, row, sums[0], lambda e: output[e])

@@ -1,0 +1,102 @@
+"""Decode on CPUs: few query rows against a long cache, at the speed of memory.
+
+The cache is read once, straight from where it lies; keys are split over threads. See `attncc.algorithm.decode`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from attncc.schedules.family import Decisions, Declined, Family, Launch, Problem
+from attncc.spec import AttentionSpec
+from attncc.target import Target
+
+if TYPE_CHECKING:
+    from attncc._tvm import IRModule
+    from attncc.algorithm.decode_tile import Tiling
+
+MOST_ROWS = 16
+"""Query rows (query length times group) up to which several rows a head are decode's; one row a head always is."""
+LEAST_SPLIT = 64
+"""Keys that a split is worth: fewer, and the work around them takes longer than reading them."""
+_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Decode(Family):
+    """See the module's docstring. Decisions: the fields of `decode_tile.Tiling`."""
+
+    name: str = "cpu.decode"
+    regime: Literal["prefill", "decode", "any"] = "decode"
+
+    def declines(self, spec: AttentionSpec, target: Target) -> Declined | None:
+        if target.kind != "cpu":
+            return Declined(f"{self.name} is for CPUs, not for {target.kind}")
+        if spec.dtype == "float16" and target.arch == "x86_64" and "f16c" not in target.features:
+            return Declined(f"{self.name} reads float16 with f16c, which {target.mcpu} lacks")
+        return None
+
+    def suits(self, spec: AttentionSpec, problem: Problem) -> bool:
+        return problem.q_len == 1 or problem.q_len * spec.group <= MOST_ROWS
+
+    def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
+        """A vector of strands; register tiles within 16 accumulators of 32 vector registers, 8 of 16."""
+        strands = target.vector_bits // (8 * max(_BYTES[spec.dtype], 4))
+        accumulators = 16 if target.vector_bits == 512 or target.arch == "aarch64" else 8
+        row_chunk = max(n for n in range(1, 5) if spec.group % n == 0)
+        return {
+            "row_chunk": row_chunk,
+            "keys": 128,
+            "key_chunk": max(1, min(4, accumulators // 2 // row_chunk)),
+            "strands": strands,
+            "column_sets": max(1, accumulators // row_chunk),
+        }
+
+    def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:
+        from attncc._tvm import IRModule, Schedule
+        from attncc.algorithm.decode import build
+        from attncc.algorithm.signature import NAME
+        from attncc.schedules.cpu.decode_schedule import DecodeSchedule
+
+        tiling = self._tiling(decisions)
+        sch = Schedule(IRModule({NAME: build(spec, tiling)}))
+        sch.work_on(NAME)
+        DecodeSchedule(sch, spec, tiling).apply()
+        return sch.mod
+
+    def launch(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> Launch:
+        from attncc.algorithm.decode_tile import FRACTION_BITS
+
+        kv_heads = problem.heads // spec.group
+        n, rows = problem.batch * kv_heads, problem.q_len * spec.group
+        splits = best_splits(n, problem.kv_len, problem.threads)
+        work = np.empty((problem.batch, kv_heads, splits, 4), np.int32)
+        work[..., 0] = np.arange(problem.batch)[:, None, None]
+        work[..., 1] = np.arange(kv_heads)[:, None]
+        parts = (np.arange(splits + 1) << FRACTION_BITS) // splits
+        work[..., 2], work[..., 3] = parts[:-1], parts[1:]
+        used = (n, splits, rows) if splits > 1 else (1, 1, 1)
+        return Launch(work.reshape(-1, 4), ((*used, spec.value_dim if splits > 1 else 1), used, used, used))
+
+    def _tiling(self, decisions: Decisions) -> Tiling:
+        from attncc.algorithm.decode_tile import Tiling
+
+        tiling = Tiling(**decisions)
+        if min(decisions.values()) < 1 or tiling.keys % math.lcm(tiling.key_chunk, tiling.strands):
+            raise ValueError(
+                f"{self.name}: decisions are positive, and keys={tiling.keys} is a multiple of "
+                f"key_chunk={tiling.key_chunk} and strands={tiling.strands}"
+            )
+        return tiling
+
+
+def best_splits(heads: int, kv_len: int, threads: int) -> int:
+    """Splits of each of `heads` key heads: the fewest that keep `threads` about as busy as any number would."""
+    most = max(1, min(threads, kv_len // LEAST_SPLIT))
+    busy = {s: heads * s / (threads * math.ceil(heads * s / threads)) for s in range(1, most + 1)}
+    best = max(busy.values())
+    return min(s for s, share in busy.items() if share >= 0.95 * best)

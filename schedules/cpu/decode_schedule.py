@@ -1,0 +1,97 @@
+"""The schedule of split-KV decode: head columns in vector lanes, products in register tiles.
+
+    for n < N, r < R, l < L: for d: strands[n, r, l] += q[r, d L + l] * k[n, d L + l]
+
+becomes, with everything but d unrolled and l in a vector,
+
+    strands[N, R, L] = 0
+    for d: for n, r (unrolled): for l (vectorised): strands[n, r, l] += q[r, d L + l] * k[n, d L + l]
+
+so that each vector of k is loaded once for R rows, and each of q once for N keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attncc._tvm import Schedule
+from attncc.algorithm.decode_tile import Tiling, columns
+from attncc.spec import AttentionSpec
+
+
+class DecodeSchedule:
+    """Schedules a function of `attncc.algorithm.decode`, block by block, with primitives alone."""
+
+    def __init__(self, sch: Schedule, spec: AttentionSpec, tiling: Tiling) -> None:
+        self.sch = sch
+        self.spec = spec
+        self.tiling = tiling
+
+    def apply(self) -> None:
+        """Schedule everything; `sch.mod` is then ready to compile."""
+        for name in ("tile", "combine_head"):
+            (loop,) = self.sch.get_loops(name)[-1:]
+            self.sch.parallel(loop)
+        for number, _ in enumerate(columns(self.spec.head_dim, self.tiling.strands, self.spec.head_dim)):
+            self.dot(number)
+        for number, _ in enumerate(columns(self.spec.value_dim, self.tiling.strands, self.tiling.column_sets)):
+            self.weighted_sum(number)
+        for name in ("start_sum", "keep_sum", "modify", "exp"):
+            self.sch.vectorize(self.loops(name)[-1])
+        for name in ("lane_max", "lane_sum"):
+            self.lane_reduction(name)
+        for name in ("load_q", "start_output", "partial_output", "write.final", "write.combine"):
+            if name != "load_q" or self.spec.bilinear is None:
+                self.row(self.loops(name)[-1])
+
+    def dot(self, number: int) -> None:
+        sch = self.sch
+        block, total = sch.get_sblock(f"dot.{number}"), sch.get_sblock(f"sum_strands.{number}")
+        sch.set_scope(block, 0, "local")
+        n, r, lane, d = self.loops(block)[-4:]
+        sch.reorder(d, n, r, lane)
+        self.register_tile(block, d, [n, r, lane])
+        for loop in self.loops(total)[-3:]:
+            sch.unroll(loop)
+
+    def weighted_sum(self, number: int) -> None:
+        sch = self.sch
+        block, keep = sch.get_sblock(f"pv.{number}"), sch.get_sblock(f"keep_output.{number}")
+        sch.set_scope(block, 0, "local")
+        r, c, lane, n = self.loops(block)[-4:]
+        sch.reorder(n, r, c, lane)
+        self.register_tile(block, n, [r, c, lane])
+        r, c, lane = self.loops(keep)[-3:]
+        sch.vectorize(lane)
+        sch.unroll(c)
+        sch.unroll(r)
+
+    def lane_reduction(self, name: str) -> None:
+        """A running value a lane, over the vectors of a row."""
+        block = self.sch.get_sblock(name)
+        lane, v = self.loops(block)[-2:]
+        self.sch.reorder(v, lane)
+        self.register_tile(block, v, [lane])
+
+    def register_tile(self, block: Any, reduction: Any, tile: list[Any]) -> None:
+        """Unroll and vectorise the loops `tile` inside `reduction`, and give the start of the sum a nest of its own."""
+        *unrolled, last = tile
+        self.sch.vectorize(
+            last
+        )  # before the split: what is left of `block` after it no longer says that it is a reduction
+        for loop in unrolled:
+            self.sch.unroll(loop)
+        start = self.sch.decompose_reduction(block, reduction)
+        *unrolled, last = self.loops(start)[-len(tile) :]
+        self.sch.vectorize(last)
+        for loop in unrolled:
+            self.sch.unroll(loop)
+
+    def row(self, loop: Any) -> None:
+        """Run a loop over the columns of a row in vectors of the widest power of two that divides it."""
+        extent = int(self.sch.get(loop).extent)
+        _, inner = self.sch.split(loop, [None, min(extent & -extent, self.tiling.strands)])
+        self.sch.vectorize(inner)
+
+    def loops(self, block: Any) -> list[Any]:
+        return list(self.sch.get_loops(block))
