@@ -81,7 +81,7 @@ def evaluate(expr: ex.Expr, values: dict[str, Any]) -> Tensor:
     def visit(node: ex.Expr, args: tuple[Tensor, ...]) -> Tensor:
         match node:
             case ex.Const(value):
-                return _wide(torch.tensor(value))
+                return _wide(torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None))
             case ex.Score():
                 return torch.as_tensor(values["score"])
             case ex.Index(name) | ex.Size(name) | ex.Scalar(name) | ex.Elem(name):
