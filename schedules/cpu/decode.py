@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from attncc._tvm import IRModule
     from attncc.algorithm.decode_tile import Tiling
 
-MOST_ROWS = 16
-"""Query rows (query length times group) up to which several rows a head are decode's; one row a head always is."""
+MOST_ROWS = 8
+"""From this many query rows a head on, prefill has its vector lanes filled."""
 LEAST_SPLIT = 64
 """Keys that a split is worth: fewer, and the work around them takes longer than reading them."""
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -41,7 +41,7 @@ class Decode(Family):
         return None
 
     def suits(self, spec: AttentionSpec, problem: Problem) -> bool:
-        return problem.q_len == 1 or problem.q_len * spec.group <= MOST_ROWS
+        return problem.q_len < MOST_ROWS
 
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
         """A vector of strands; register tiles within 16 accumulators of 32 vector registers, 8 of 16."""
