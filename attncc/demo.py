@@ -33,6 +33,8 @@ QUERIES = (
     "Which lake lies below sea level?",
 )
 ENGINES = ("eager", "SDPA", "attncc")
+ULP = torch.finfo(torch.float32).eps / 2
+"""Spacing of float32 numbers below 1, the largest that an element of an embedding can be."""
 
 Inputs = tuple[torch.Tensor, torch.Tensor]
 """Token numbers and attention mask, both int64 [batch, tokens]."""
@@ -101,6 +103,18 @@ class Demo:
         """Whether every engine found the same text for every query."""
         return all(len({number for number, _ in hit.found.values()}) == 1 for hit in self.hits)
 
+    @property
+    def problems(self) -> list[str]:
+        """What is not as it must be; empty where all is well."""
+        found = [] if self.same else ["the engines do not find the same paragraphs"]
+        if not self.report.sites or self.report.fused < len(self.report.sites):
+            found.append(f"{self.report.fused} of {len(self.report.sites)} attention sites are fused")
+        for batch in self.batches:
+            ours, allowed = batch.engines["attncc"].error, 2 * batch.engines["eager"].error + ULP
+            if not ours <= allowed:
+                found.append(f"{batch.name}: attncc is {ours:.1e} from float64, more than {allowed:.1e}")
+        return found
+
     def to_json(self) -> str:
         """All of it as JSON text."""
         data = {
@@ -110,12 +124,14 @@ class Demo:
             "batches": [asdict(batch) for batch in self.batches],
             "search": [asdict(hit) for hit in self.hits],
             "same_results": self.same,
+            "problems": self.problems,
             "report": json.loads(self.report.to_json()),
         }
         return json.dumps(data, indent=2)
 
     def __rich__(self) -> RenderableType:
-        return Group(self.report, *self._timings(), "", self._search())
+        problems = [f"[bold red]problem:[/] {problem}" for problem in self.problems]
+        return Group(self.report, *self._timings(), "", self._search(), *problems)
 
     def _timings(self) -> list[RenderableType]:
         title = (
