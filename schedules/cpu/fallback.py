@@ -1,4 +1,4 @@
-"""Any attention on any CPU that LLVM knows: the prefill algorithm in small tiles, spread over threads and otherwise as it is.
+"""Any attention on any CPU that LLVM knows: the prefill algorithm in small tiles, spread over threads, else as it is.
 
 No vector width, register count or instruction is assumed; what LLVM vectorises by itself is welcome.
 """
