@@ -1,0 +1,18 @@
+"""attncc: a graph compiler for attention.
+
+    compiled = attncc.compile(model)                       # a module or function with its attention fused
+    compiled = torch.compile(model, backend="attncc")      # the same through torch.compile
+    out = attncc.attention(q, k, v, is_causal=True)        # one fused operator, called directly
+    print(attncc.explain(model, *inputs))                  # every attention of a model: fused, or why not
+"""
+
+from attncc.attention import attention
+from attncc.compiler import compile, warmup
+from attncc.explain import explain
+from attncc.info import info
+from attncc.report import Report, Site
+from attncc.runtime.stats import stats
+from attncc.spec import AttentionSpec
+
+__version__ = "0.1.0"
+__all__ = ["AttentionSpec", "Report", "Site", "attention", "compile", "explain", "info", "stats", "warmup"]
