@@ -21,8 +21,9 @@ from attncc import expr as ex
 from attncc._tvm import Buffer, T, Var, tirx
 from attncc.algorithm.blocks import let, repeat, scope, stage, store, tile
 from attncc.algorithm.bounds import key_bounds
-from attncc.algorithm.key_step import cast, exp, finite
+from attncc.algorithm.key_step import exp, finite
 from attncc.algorithm.lower_expr import Env, lower
+from attncc.algorithm.numeric import cast
 from attncc.algorithm.signature import Signature, compute_dtype
 from attncc.spec import AttentionSpec
 

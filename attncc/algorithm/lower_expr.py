@@ -199,8 +199,9 @@ class _Lowering:
         if source == dtype:
             return value
         if dtype == "bool":
-            return tirx.NE(value, tirx.const(0, source))
-        return tirx.Cast(dtype, value)
+            value = numeric.cast("float32", value) if source in ex.FLOATS else value
+            return tirx.NE(value, tirx.const(0, numeric.dtype_of(value)))
+        return numeric.cast(dtype, value)
 
     def op(self, node: ex.Op, args: tuple[Any, ...]) -> Any:
         """One operator: the operands are brought to the dtype they are computed in first."""

@@ -73,6 +73,21 @@ def const(value: float, like: tirx.Expr) -> tirx.Expr:
     return tirx.const(value, dtype_of(like))
 
 
+def cast(dtype: str, value: tirx.Expr) -> tirx.Expr:
+    """`value` converted to `dtype`; itself where it has that dtype.
+
+    bfloat16 is widened by a shift of its bits: TVM 0.27 turns a cast inside `Let` into one of its bits as an integer.
+    """
+    source = dtype_of(value)
+    if source == dtype:
+        return value
+    if source == "bfloat16":
+        bits = tirx.Cast("uint32", tirx.reinterpret("uint16", value))
+        wide = tirx.reinterpret("float32", tirx.shift_left(bits, tirx.const(16, "uint32")))
+        return cast(dtype, wide)
+    return tirx.Cast(dtype, value)
+
+
 def share(value: tirx.Expr, body: Callable[[tirx.Expr], tirx.Expr]) -> tirx.Expr:
     """`body(value)` with `value` evaluated once."""
     if isinstance(value, (Var, tirx.FloatImm, tirx.IntImm)):
