@@ -85,7 +85,8 @@ def evaluate(expr: ex.Expr, values: dict[str, Any]) -> Tensor:
             case ex.Score():
                 return torch.as_tensor(values["score"])
             case ex.Index(name) | ex.Size(name) | ex.Scalar(name) | ex.Elem(name):
-                return _wide(torch.as_tensor(values[name]))
+                value = values[name]  # torch would make a float32 of a Python float
+                return _wide(torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None))
             case ex.Load(tensor):
                 return _wide(values[tensor][args] if args else values[tensor])
             case ex.Op("cast", _, dtype):
