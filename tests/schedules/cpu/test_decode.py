@@ -1,0 +1,168 @@
+"""The decode family against the float64 oracle, by kind of attention, by shape and by value."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import zoo
+from kernel_harness import Case, check, compile_module, run
+
+from attncc.schedules.cpu.decode import Decode, best_splits
+from attncc.schedules.family import Problem
+from attncc.target import Target, detect, parse
+
+FAMILY = Decode()
+
+
+@pytest.mark.parametrize("name", zoo.ATTENTIONS)
+def test_kinds(name: str) -> None:
+    """Every kind of attention, with grouped heads, several rows and more than one key block."""
+    check(FAMILY, zoo.case(name, "float32", (2, 2, 3, 150), group=2))
+    check(FAMILY, zoo.case(name, "bfloat16", (2, 1, 1, 77), strided=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+@pytest.mark.parametrize(("dims", "group"), [((64, 64), 1), ((128, 128), 4), ((72, 33), 6), ((5, 7), 3), ((1, 1), 1)])
+def test_head_sizes(dtype: str, dims: tuple[int, int], group: int) -> None:
+    """Head sizes that are whole vectors, that leave a narrower one, and that are less than one."""
+    for sizes in ((1, 2, 1, 77), (2, 3, 2, 300)):
+        check(FAMILY, zoo.case("causal", dtype, sizes, dims=dims, group=group, strided=True))
+
+
+@pytest.mark.parametrize("kv_len", [0, 1, 2, 15, 16, 17, 63, 64, 127, 128, 129, 257, 1009])
+def test_lengths(kv_len: int) -> None:
+    for threads in (1, 2, 5):
+        check(FAMILY, zoo.case("plain", "float32", (1, 1, 1, kv_len), dims=(40, 24), threads=threads))
+
+
+@pytest.mark.parametrize("q_len", [1, 2, 7, 13, 40])
+def test_rows(q_len: int) -> None:
+    """Any number of rows is right, if not fast."""
+    for group in (1, 5, 8):
+        check(FAMILY, zoo.case("causal", "float32", (1, 2, q_len, 150), group=group))
+
+
+def test_many_heads_a_key_head() -> None:
+    """Multi-query attention: one key head, and a last chunk of rows that is not full."""
+    check(FAMILY, zoo.case("causal", "bfloat16", (2, 1, 1, 200), dims=(64, 64), group=71))
+
+
+def scaled(case: Case, factor: float) -> Case:
+    case.q *= factor
+    return case
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-30, 300.0, -300.0, 1e30])
+def test_large_and_small_scores(factor: float) -> None:
+    case = scaled(zoo.case("causal", "float32", (1, 2, 2, 300)), factor)
+    if abs(factor) > 1e3:  # scores that no two roundings agree on: the largest wins
+        case.k.abs_()
+        case.q.abs_()
+        case.k[:, :, 37] *= 4
+        case = scaled(case, 1.0 if factor > 0 else -1.0)
+    check(FAMILY, case)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("where", ["q", "k", "v"])
+def test_not_numbers(value: float, where: str) -> None:
+    """NaN and infinities reach the rows they belong to, wherever in a block or split they are."""
+    for position in (0, 5, 149, 299):
+        case = zoo.case("plain", "float32", (1, 2, 3, 300), group=2)
+        tensor = getattr(case, where)
+        tensor[0, 1, min(position, tensor.shape[2] - 1), 3] = value
+        check(FAMILY, case)
+
+
+def test_hidden_keys_are_not_read() -> None:
+    """NaN in keys and values that the mask hides by its bounds stays out of the result: those blocks are not visited."""
+    case = zoo.case("window", "float32", (1, 1, 1, 2000), dims=(32, 32))
+    clean = run(FAMILY, case)
+    case.k[:, :, :1900] = float("nan")
+    case.v[:, :, :1900] = float("nan")
+    assert torch.equal(run(FAMILY, case), clean)
+
+
+def test_splits_agree() -> None:
+    """The number of splits changes the order of additions and nothing else."""
+    case = zoo.case("causal", "float32", (1, 1, 1, 1000), dims=(64, 64))
+    outs = []
+    for threads in (1, 3, 8):
+        case.threads = threads
+        outs.append(check(FAMILY, case))
+    assert max((out - outs[0]).abs().max().item() for out in outs) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "decisions", [{"row_chunk": 3}, {"key_chunk": 1}, {"column_sets": 1}, {"strands": 8, "keys": 64}]
+)
+def test_decisions(decisions: dict[str, int]) -> None:
+    check(FAMILY, zoo.case("causal", "float32", (1, 2, 2, 150), dims=(40, 56), group=4, decisions=decisions))
+
+
+def test_bad_decisions() -> None:
+    spec = zoo.case("plain", "float32", (1, 1, 1, 8)).spec
+    good = FAMILY.decisions(spec, detect())
+    with pytest.raises(ValueError, match="multiple of"):
+        FAMILY.module(spec, detect(), {**good, "keys": 100})
+
+
+@pytest.mark.parametrize("text", ["llvm -mcpu=x86-64", "llvm -mcpu=x86-64-v3"])
+def test_other_targets(text: str) -> None:
+    """Kernels for lesser CPUs of this architecture, run here."""
+    target = parse(text)
+    for dtype in ("float32", "bfloat16", "float64"):
+        check(FAMILY, zoo.case("soft cap", dtype, (1, 2, 2, 100), dims=(40, 24), group=2), target)
+
+
+def assembly(name: str, dtype: str, target: Target) -> str:
+    spec = zoo.case(name, dtype, (1, 1, 1, 8), dims=(128, 128)).spec
+    module = compile_module(FAMILY, spec, target, FAMILY.decisions(spec, target))
+    return str(module.mod.inspect_source("asm"))
+
+
+@pytest.mark.parametrize(
+    "text", ["cpu", "llvm -mcpu=x86-64-v3", "llvm -mtriple=aarch64-unknown-linux-gnu -mcpu=cortex-a76"]
+)
+def test_no_library_calls(text: str) -> None:
+    """Nothing but TVM's own runtime is called: no exp, tanh or half-float conversion a lane."""
+    code = assembly("soft cap", "bfloat16", parse(text))
+    called = set(re.findall(r"^\s+(?:callq|bl)\s+(\S+)", code, re.MULTILINE))
+    assert not {name for name in called if not re.search(r"tvm|TVM|attncc|attention|memset|memcpy|\*", name)}
+
+
+def test_module_is_deterministic() -> None:
+    spec = zoo.case("alibi", "float32", (1, 1, 1, 8)).spec
+    texts = {FAMILY.module(spec, detect(), FAMILY.decisions(spec, detect())).script() for _ in range(2)}
+    assert len(texts) == 1
+
+
+def test_splits() -> None:
+    """As few as keep all threads busy, and none for short caches."""
+    assert best_splits(32, 4096, 2) == 1
+    assert best_splits(1, 4096, 2) == 2
+    assert best_splits(3, 4096, 2) == 2
+    assert best_splits(1, 70, 2) == 1
+    assert best_splits(1, 4096, 16) == 16
+    assert best_splits(8, 0, 16) == 1
+
+
+def test_launch() -> None:
+    """Tiles by batch, key head and split; fractions meet without gap."""
+    spec = zoo.case("plain", "float32", (1, 1, 1, 8), group=2).spec
+    launch = FAMILY.launch(spec, FAMILY.decisions(spec, detect()), Problem(1, 6, 1, 4096, 2))
+    assert launch.work.tolist() == [[0, g, part << 19, (part + 1) << 19] for g in range(3) for part in range(2)]
+    assert launch.workspaces == ((3, 2, 2, 16), (3, 2, 2), (3, 2, 2), (3, 2, 2))
+
+
+def test_offsets_beyond_two_to_the_31() -> None:
+    """A virtual view: heads 2^30 elements apart on one short stretch of memory is not possible, batches with stride 0 are."""
+    case = zoo.case("plain", "float32", (1, 2, 1, 50))
+    base = case.k
+    case.k = base.expand(70000, -1, -1, -1)
+    case.v = case.v.expand(70000, -1, -1, -1)
+    case.q = case.q.expand(70000, -1, -1, -1)
+    out = run(FAMILY, case)
+    assert torch.equal(out, out[:1].expand_as(out))
