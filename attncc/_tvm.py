@@ -1,7 +1,7 @@
 """The one door to TVM: every other module takes TVM's names from here, and only here is it known where 0.27 keeps them.
 
-Importing this module imports TVM (about a second), so the rest of the package imports it where a kernel is built, never at the top
-of what `import attncc` touches.
+Importing this module imports TVM (seconds), so the rest of the package imports it where a kernel is built, never at the
+top of what `import attncc` touches.
 """
 
 from __future__ import annotations

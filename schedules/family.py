@@ -54,7 +54,7 @@ class Declined:
 class Family(ABC):
     """One way to compile attention for a kind of target.
 
-    `name` is stable and unique ("cpu.prefill.fp32"); it is part of cache keys. `regime` says for which sizes it is meant.
+    `name` is stable and unique ("cpu.prefill.fp32") and part of cache keys; `regime` says for which sizes it is meant.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Family(ABC):
 
     @abstractmethod
     def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:
-        """Algorithm and schedule, ready for `tvm.compile`: one PrimFunc "attention". The same arguments give the same text.
+        """Algorithm and schedule, ready for `tvm.compile`: one PrimFunc "attention". Deterministic.
 
         Raises ValueError when the decisions are not in this family's space.
         """

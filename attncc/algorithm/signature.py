@@ -9,7 +9,7 @@
     n0, n1 …  int64 scalars
     launcher  int64: address of the function that runs parallel loops, 0 for TVM's own pool
 
-Sizes and strides are symbolic int64, so that one kernel serves all lengths and offsets pass 2^31 elements. The last stride
+Sizes and strides are symbolic int64: one kernel serves all lengths, and offsets may pass 2^31 elements. The last stride
 of q, k, v and out is 1. Alignment is declared as one element: TVM would otherwise assume 64 bytes, unchecked.
 """
 
@@ -26,9 +26,12 @@ from attncc.spec import AttentionSpec
 NAME = "attention"
 """Global symbol of every kernel."""
 
-_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}  # fmt: skip
+_BYTES = {
+    "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+}  # fmt: skip
 
-# The kernel's own copy of the hook that TVM's parallel loops call. An imported function is inlined, so this costs a store a call.
+# Sets the kernel's own copy of the hook that TVM's parallel loops call. It is inlined, and costs a store a call.
 _USE_LAUNCHER = """
 @__TVMBackendParallelLaunch = external global ptr
 define i32 @attncc_use_launcher(i64 %address) alwaysinline {
@@ -61,6 +64,11 @@ class Signature:
     launcher: Var
     sizes: Mapping[str, Any]
     """Symbolic int64 by name: B, H, G, Sq, Skv."""
+
+    @property
+    def inputs(self) -> tuple[Buffer, ...]:
+        """The buffers that a kernel only reads."""
+        return (self.work, self.q, self.k, self.v, *self.extras.values())
 
 
 def compute_dtype(spec: AttentionSpec) -> str:
@@ -97,7 +105,7 @@ def declare(spec: AttentionSpec, workspace_ranks: Sequence[int] = ()) -> Signatu
 
 
 def use_launcher(signature: Signature) -> None:
-    """Make the parallel loops of this kernel run on the launcher it is given; the first statement of a kernel's body."""
+    """Run the parallel loops of this kernel on the launcher it is given. The first statement of a kernel's body."""
     import_llvm(_USE_LAUNCHER)
     T.evaluate(T.call_extern("int32", "attncc_use_launcher", signature.launcher))
 

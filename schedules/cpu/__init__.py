@@ -1,1 +1,4 @@
-"""Schedule families of CPUs: prefill with queries in the vector lanes, decode with head columns there, a fallback for the rest."""
+"""Schedule families of CPUs.
+
+Prefill has queries in the vector lanes, decode head columns; a fallback takes the rest.
+"""

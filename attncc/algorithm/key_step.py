@@ -1,0 +1,223 @@
+"""One step of prefill's key loop: a block of keys against a tile of queries.
+
+Every scope is a pipeline, as schedule primitives want it: nothing is read that a later stage writes. Running values are
+therefore computed into new buffers, and committed by a copy in a scope of its own. The step exists twice in a kernel;
+the blocks of the one for the edges carry the suffix ".edge".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from attncc._tvm import Buffer, T, Var, tirx
+from attncc.algorithm import numeric
+from attncc.algorithm.blocks import scope, stage, store, tile
+from attncc.algorithm.lower_expr import Env, lower
+from attncc.algorithm.signature import Signature, compute_dtype
+from attncc.spec import AttentionSpec
+
+EDGE = ".edge"
+"""Suffix of the names of blocks that handle mask and sequence ends."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What the algorithm must know of a schedule: the tile sizes baked into it, and how tiles are stored."""
+
+    queries: int
+    """Query rows of a tile."""
+    keys: int
+    """Keys of a step."""
+    columns: int
+    """Columns of the output tile, at least value_dim; those past it are scratch."""
+    dtype: str
+    """dtype of the q, k, v and probability tiles: what the products multiply. Sums are in the compute dtype."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile under construction: where it is, and the buffers that live as long as it does."""
+
+    spec: AttentionSpec
+    tiling: Tiling
+    signature: Signature
+    scalars: Mapping[str, Any]
+    """The spec's run-time scalars, in the compute dtype."""
+    batch: Any
+    kv_head: Any
+    head: Any
+    first_row: Any
+    query: Buffer
+    """[head_dim, queries]"""
+    scores: Buffer
+    """[keys, queries]: x"""
+    probabilities: Buffer
+    """[keys, queries]"""
+    output: Buffer
+    """[columns, queries]: the sum of p v so far, over the sum of p"""
+    new_output: Buffer
+    maximum: Buffer
+    """[queries]: the largest x so far"""
+    new_maximum: Buffer
+    base: Buffer
+    """[queries]: what is subtracted from x; the maximum, or 0 where that is -inf"""
+    total: Buffer
+    """[queries]: the sum of p so far"""
+    new_total: Buffer
+    decay: Buffer
+    """[queries]: what a step multiplies earlier sums with"""
+
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """All that the key loop works on."""
+        products = (self.query, self.scores, self.probabilities, self.output, self.new_output)
+        return (*products, self.maximum, self.new_maximum, self.base, self.total, self.new_total, self.decay)
+
+    @property
+    def dtype(self) -> str:
+        """The compute dtype."""
+        return compute_dtype(self.spec)
+
+    def row(self, query: Any) -> Any:
+        """Position of a query row; rows past the end repeat the last one."""
+        return T.min(self.first_row + query, self.signature.sizes["Sq"] - 1)
+
+    def env(self, query: Any, key: Any, score: Any) -> Env:
+        """What the leaves of score_mod and mask are, for a query of the tile and the position of a key."""
+        index = {"b": self.batch, "h": self.head, "i": self.row(query), "j": key}
+        return Env(self.dtype, index, self.signature.sizes, self.scalars, self.signature.extras, score)
+
+
+def key_step(t: Tile, block: Var, edge: bool) -> None:
+    """Emit the step for key block number `block`; `edge` where it may hold masked keys or the end of the sequence."""
+    step = _Step(t, block, edge)
+    step.score()
+    step.online_max()
+    step.commit_max()
+    step.probabilities()
+    step.commit_sum()
+    step.weighted_sum()
+    step.commit_output()
+
+
+@dataclass(frozen=True)
+class _Step:
+    t: Tile
+    block: Var
+    edge: bool
+
+    def name(self, stage_name: str) -> str:
+        return stage_name + EDGE if self.edge else stage_name
+
+    def key(self, n: Any) -> Any:
+        """Position of key n of the block, which may lie past the end in an edge block."""
+        return self.block * self.t.tiling.keys + n
+
+    def key_row(self, n: Any) -> Any:
+        """The same, but always a row that exists."""
+        return T.min(self.key(n), self.t.signature.sizes["Skv"] - 1) if self.edge else self.key(n)
+
+    def score(self) -> None:
+        """x = score_mod(q k^T), -inf past the end of the sequence and the fill where the mask is false."""
+        t, spec, keys, queries = self.t, self.t.spec, self.t.tiling.keys, self.t.tiling.queries
+        with scope(self.name("score")):
+            k = tile("k_tile", (keys, spec.head_dim), t.tiling.dtype)
+            s = tile("raw_score", (keys, queries), t.dtype)
+            with stage(self.name("load_k"), "SS", n=keys, d=spec.head_dim) as (n, d):
+                store(k, [n, d], numeric.cast(t.tiling.dtype, t.signature.k[t.batch, t.kv_head, self.key_row(n), d]))
+            with stage(self.name("qk"), "SSR", n=keys, m=queries, d=spec.head_dim) as (n, m, d):
+                with T.init():
+                    store(s, [n, m], tirx.const(0.0, t.dtype))
+                elements = {"q": numeric.cast(t.dtype, t.query[d, m]), "k": numeric.cast(t.dtype, k[n, d])}
+                term = lower(spec.element, Env(t.dtype, {}, {}, t.scalars, {}, None, elements))
+                store(s, [n, m], s[n, m] + term)
+            with stage(self.name("modify"), "SS", n=keys, m=queries) as (n, m):
+                store(t.scores, [n, m], self.modified(n, m, s[n, m]))
+
+    def modified(self, n: Any, m: Any, s: Any) -> Any:
+        t, spec = self.t, self.t.spec
+        env = t.env(m, self.key_row(n), s)
+        x = lower(spec.score_mod, env)
+        if not self.edge:
+            return x
+        if spec.mask is not None:
+            x = T.Select(lower(spec.mask, env), x, tirx.const(spec.fill, t.dtype))
+        return T.Select(self.key(n) < t.signature.sizes["Skv"], x, tirx.const(-math.inf, t.dtype))
+
+    def online_max(self) -> None:
+        """The new maximum, what to subtract, and the factor for earlier sums."""
+        t, queries = self.t, self.t.tiling.queries
+        with scope(self.name("online_max")):
+            with stage(self.name("row_max"), "SR", m=queries, n=t.tiling.keys) as (m, n):
+                with T.init():
+                    store(t.new_maximum, [m], t.maximum[m])
+                # a NaN score may be lost here: it makes its probability NaN, and with it the whole row
+                store(t.new_maximum, [m], T.max(t.new_maximum[m], t.scores[n, m]))
+            with stage(self.name("base"), "S", m=queries) as (m,):
+                store(t.base, [m], finite(t.new_maximum[m]))
+            with stage(self.name("decay"), "S", m=queries) as (m,):
+                store(t.decay, [m], exp(t.maximum[m] - t.base[m]))
+
+    def commit_max(self) -> None:
+        with (
+            scope(self.name("commit_max")),
+            stage(self.name("keep_max"), "S", m=self.t.tiling.queries) as (m,),
+        ):
+            store(self.t.maximum, [m], self.t.new_maximum[m])
+
+    def probabilities(self) -> None:
+        """p = exp(x - m), kept in the tile's dtype, and the new sum of them."""
+        t, keys, queries = self.t, self.t.tiling.keys, self.t.tiling.queries
+        with scope(self.name("probabilities")):
+            p = tile("p", (keys, queries), t.dtype)
+            with stage(self.name("exp"), "SS", n=keys, m=queries) as (n, m):
+                store(p, [n, m], exp(t.scores[n, m] - t.base[m]))
+            with stage(self.name("keep_p"), "SS", n=keys, m=queries) as (n, m):
+                store(t.probabilities, [n, m], numeric.cast(t.tiling.dtype, p[n, m]))
+            with stage(self.name("row_sum"), "SR", m=queries, n=keys) as (m, n):
+                with T.init():
+                    store(t.new_total, [m], t.total[m] * t.decay[m])
+                store(t.new_total, [m], t.new_total[m] + p[n, m])
+
+    def commit_sum(self) -> None:
+        with (
+            scope(self.name("commit_sum")),
+            stage(self.name("keep_sum"), "S", m=self.t.tiling.queries) as (m,),
+        ):
+            store(self.t.total, [m], self.t.new_total[m])
+
+    def weighted_sum(self) -> None:
+        """o' = o a + p v."""
+        t, keys, queries, columns = self.t, self.t.tiling.keys, self.t.tiling.queries, self.t.tiling.columns
+        with scope(self.name("weighted_sum")):
+            v = tile("v_tile", (keys, columns), t.tiling.dtype)
+            with stage(self.name("load_v"), "SS", n=keys, e=columns) as (n, e):
+                column = e if columns == t.spec.value_dim else T.min(e, t.spec.value_dim - 1)
+                store(
+                    v, [n, e], numeric.cast(t.tiling.dtype, t.signature.v[t.batch, t.kv_head, self.key_row(n), column])
+                )
+            with stage(self.name("pv"), "SSR", e=columns, m=queries, n=keys) as (e, m, n):
+                with T.init():
+                    store(t.new_output, [e, m], t.output[e, m] * t.decay[m])
+                product = numeric.cast(t.dtype, v[n, e]) * numeric.cast(t.dtype, t.probabilities[n, m])
+                store(t.new_output, [e, m], t.new_output[e, m] + product)
+
+    def commit_output(self) -> None:
+        with (
+            scope(self.name("commit_output")),
+            stage(self.name("keep_output"), "SS", e=self.t.tiling.columns, m=self.t.tiling.queries) as (e, m),
+        ):
+            store(self.t.output, [e, m], self.t.new_output[e, m])
+
+
+def exp(x: Any) -> Any:
+    """e**x for a softmax, where no x is above 0 (rounding aside)."""
+    return numeric.exp2(x * numeric.const(numeric.LOG2E, x), at_most_zero=True)
+
+
+def finite(maximum: Any) -> Any:
+    """The maximum, but 0 for -inf: with nothing seen so far, x - m must not become -inf + inf."""
+    return T.Select(maximum == numeric.const(-math.inf, maximum), numeric.const(0.0, maximum), maximum)

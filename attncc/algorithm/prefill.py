@@ -1,0 +1,216 @@
+"""Online-softmax attention for many query rows, as unscheduled S-TIR.
+
+A tile is a block of query rows of one head. Its keys come in blocks, and each step of the key loop does (`key_step`)
+
+    s = q k^T;  x = score_mod(s) under the mask;  m' = max(m, x);  a = exp(m - m');  p = exp(x - m')
+    l = l a + sum(p);  o = o a + p v;  m = m'
+
+so that out = o / l after the last one (Milakov and Gimelshein, arXiv:1805.02867; Rabe and Staats, arXiv:2112.05682).
+Everything is held transposed, queries last: s[key, query], o[column, query]. A schedule then puts queries in vector
+lanes, reads k and v in place and needs no horizontal reduction.
+
+The mask's bounds (`bounds`) cut a tile's key blocks in three: hidden ones are not visited; full ones run a step without
+mask code; the edges on both sides share one loop whose step clamps positions and evaluates the mask. A finite fill
+makes hidden keys count where a row sees nothing much larger: then, and only then, the tile is done again over all keys.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from attncc import expr as ex
+from attncc._tvm import IRBuilder, PrimFunc, T, Var, tirx
+from attncc.algorithm import numeric
+from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, tile
+from attncc.algorithm.bounds import key_bounds
+from attncc.algorithm.key_step import Tile, Tiling, key_step
+from attncc.algorithm.lower_expr import Env, lower
+from attncc.algorithm.signature import NAME, Signature, compute_dtype, declare, use_launcher
+from attncc.spec import AttentionSpec
+
+REDO_MARGIN = 110.0
+"""A key whose x is this far below its row's maximum has probability 0: float32's exp ends at -87.3."""
+
+
+def build(spec: AttentionSpec, tiling: Tiling) -> PrimFunc:
+    """The kernel of `spec`. Its work table has a row a tile: batch, kv head, head, block of `tiling.queries` rows."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(NAME)
+            signature = declare(spec)
+            use_launcher(signature)
+            scalars = _scalars(spec, signature)
+            n_tiles = signature.work.shape[0]
+            with T.serial(n_tiles) as loop:
+                IRBuilder.name("tile_loop", loop)
+                with T.sblock("tile"):
+                    number = T.axis.spatial(n_tiles, loop)
+                    IRBuilder.name("tile", number)
+                    accesses(signature.inputs, [signature.out])
+                    _tile(_open_tile(spec, tiling, signature, scalars, number))
+        function: PrimFunc = builder.get()
+    return function
+
+
+def _scalars(spec: AttentionSpec, signature: Signature) -> dict[str, Any]:
+    """Run-time scalars as expressions use them: floats in the compute dtype."""
+    floats = {
+        name: let(f"{name}_value", numeric.cast(compute_dtype(spec), signature.scalars[name])) for name in spec.scalars
+    }
+    return floats | {name: signature.scalars[name] for name in spec.integers}
+
+
+def _open_tile(spec: AttentionSpec, tiling: Tiling, signature: Signature, scalars: dict[str, Any], number: Var) -> Tile:
+    """Where tile `number` is, and its buffers."""
+    work, dtype = signature.work, compute_dtype(spec)
+    batch, kv_head, head, block = (
+        let(name, tirx.Cast("int64", work[number, column]))
+        for column, name in enumerate(("batch", "kv_head", "head", "query_block"))
+    )
+    queries, keys, columns = tiling.queries, tiling.keys, tiling.columns
+    statistics = ("maximum", "new_maximum", "base", "total", "new_total", "decay")
+    return Tile(
+        spec, tiling, signature, scalars, batch, kv_head, head,
+        first_row=let("first_row", block * queries),
+        query=tile("query", (spec.head_dim, queries), tiling.dtype),
+        scores=tile("scores", (keys, queries), dtype),
+        probabilities=tile("probabilities", (keys, queries), tiling.dtype),
+        output=tile("output", (columns, queries), dtype),
+        new_output=tile("new_output", (columns, queries), dtype),
+        **{name: tile(name, (queries,), dtype) for name in statistics},
+    )  # fmt: skip
+
+
+def _tile(t: Tile) -> None:
+    """Load the queries, go over the keys, write the rows."""
+    with scope("load_query"):
+        _load_query(t)
+    if t.spec.mask is not None and math.isfinite(t.spec.fill):
+        _attempts(t)
+    else:
+        _start(t)
+        _keys(t, None)
+    with scope("write"):
+        _write(t)
+
+
+def _load_query(t: Tile) -> None:
+    spec, q, queries = t.spec, t.signature.q, t.tiling.queries
+    if spec.bilinear is None:
+        with stage("load_q", "SS", d=spec.head_dim, m=queries) as (d, m):
+            store(t.query, [d, m], numeric.cast(t.tiling.dtype, q[t.batch, t.head, t.row(m), d]))
+        return
+    width = spec.query_dim or spec.head_dim
+    rows = tile("query_rows", (width, queries), t.dtype)
+    projected = tile("projected", (spec.head_dim, queries), t.dtype)
+    weight = t.signature.extras[spec.bilinear]
+    head = [t.head] if len(weight.shape) == 3 else []
+    with stage("load_rows", "SS", c=width, m=queries) as (c, m):
+        store(rows, [c, m], numeric.cast(t.dtype, q[t.batch, t.head, t.row(m), c]))
+    with stage("project", "SSR", d=spec.head_dim, m=queries, c=width) as (d, m, c):
+        with T.init():
+            store(projected, [d, m], tirx.const(0.0, t.dtype))
+        store(projected, [d, m], projected[d, m] + numeric.cast(t.dtype, weight[(*head, c, d)]) * rows[c, m])
+    with stage("load_q", "SS", d=spec.head_dim, m=queries) as (d, m):
+        store(t.query, [d, m], numeric.cast(t.tiling.dtype, projected[d, m]))
+
+
+def _start(t: Tile) -> None:
+    """Nothing seen so far."""
+    with scope("start"):
+        with stage("start_max", "S", m=t.tiling.queries) as (m,):
+            store(t.maximum, [m], tirx.const(-math.inf, t.dtype))
+        with stage("start_sum", "S", m=t.tiling.queries) as (m,):
+            store(t.total, [m], tirx.const(0.0, t.dtype))
+        with stage("start_output", "SS", e=t.tiling.columns, m=t.tiling.queries) as (e, m):
+            store(t.output, [e, m], tirx.const(0.0, t.dtype))
+
+
+def _attempts(t: Tile) -> None:
+    """With a finite fill: without the hidden blocks first, and with them where a row turns out to need them."""
+    redo = tile("redo", (1,), "int32")
+    lowest = tile("lowest", (1,), t.dtype)
+    with scope("first_attempt"), stage("hope", "S", u=1) as (u,):
+        store(redo, [u], 1)
+    touched = (*t.signature.inputs, *t.buffers, redo, lowest), (*t.buffers, redo, lowest)
+    with repeat("attempt", 2) as attempt:
+        accesses(*touched)
+        with repeat("work", let("active", redo[0])):
+            accesses(*touched)
+            _start(t)
+            hides = _keys(t, attempt > 0)
+            with scope("check"):
+                with stage("lowest_max", "SR", u=1, m=t.tiling.queries) as (u, m):
+                    with T.init():
+                        store(lowest, [u], tirx.const(math.inf, t.dtype))
+                    store(lowest, [u], T.min(lowest[u], t.maximum[m]))
+                with stage("decide", "S", u=1) as (u,):
+                    safe = lowest[u] > tirx.const(t.spec.fill + REDO_MARGIN, t.dtype)
+                    store(redo, [u], T.Select(tirx.And(hides, tirx.Not(safe)), 1, 0))
+
+
+def _keys(t: Tile, all_keys: Any) -> Any:
+    """Both loops over key blocks; a condition `all_keys` lifts the mask's bounds. Gives whether they hide any key."""
+    limits, edge = tile("limits", (5,), "int64"), tile("edge_block", (1,), "int64")
+    with scope("limit"):
+        for number, value in enumerate(_limits(t, all_keys)):
+            with stage(f"limit{number}", "S", u=1) as (u,):
+                store(limits, [u + number], value)
+    # read back from memory: TVM's simplifier would carry the mask's bounds into every index that depends on them
+    first, full_first, full_end, end = (limits[number] for number in range(4))
+    touched = (*t.signature.inputs, *t.buffers, limits, edge), (*t.buffers, edge)
+    full_blocks = let("full_blocks", full_end - full_first)
+    with repeat("full_step", full_blocks) as step:
+        accesses(*touched)
+        key_step(t, let("full_block", full_first + step), edge=False)
+    left = let("left_edges", full_first - first)
+    edges = let("edges", left + (end - full_end))
+    with repeat("edge_step", edges) as step:
+        accesses(*touched)
+        with scope("pick_edge"), stage("pick", "S", u=1) as (u,):
+            store(edge, [u], T.Select(step < left, first + step, full_end + (step - left)))
+        key_step(t, let("key_block", edge[0]), edge=True)
+    return limits[4] > 0
+
+
+def _limits(t: Tile, all_keys: Any) -> tuple[Any, ...]:
+    """The first key block to visit, the first and the end of the full ones, the end of all; 1 if the mask hides a key."""
+    size, kv_len = t.tiling.keys, t.signature.sizes["Skv"]
+    lo, hi, full_lo, full_hi = _key_ranges(t)
+    hides = T.Select(tirx.Or(lo > 0, hi < kv_len), T.int64(1), T.int64(0))
+    if all_keys is not None:
+        lo, hi = T.Select(all_keys, T.int64(0), lo), T.Select(all_keys, kv_len, hi)
+    first = let("first_block", lo // size)
+    end = let("end_block", T.max((hi + (size - 1)) // size, first))
+    full_first = let("full_first", T.min((full_lo + (size - 1)) // size, end))
+    return first, full_first, T.max(full_hi // size, full_first), end, hides
+
+
+def _key_ranges(t: Tile) -> tuple[Any, Any, Any, Any]:
+    """The keys that some row of the tile may see, and those that all of them do, as values."""
+    last_row = let("last_row", T.min(t.first_row + t.tiling.queries, t.signature.sizes["Sq"]) - 1)
+    index = {"b": t.batch, "h": t.head, "first": t.first_row, "last": last_row}
+    env = Env(t.dtype, index, t.signature.sizes, t.scalars, t.signature.extras)
+    found = key_bounds(t.spec.mask)
+    index["lo"] = let("visible_lo", lower(found.lo, env))
+    index["hi"] = let("visible_hi", lower(found.hi, env))
+    # the inner bounds are clamped to the outer ones, and repeat them
+    known = {found.lo: ex.Index("lo"), found.hi: ex.Index("hi")}
+    full = (ex.substitute(bound, lambda node: known.get(node)) for bound in (found.full_lo, found.full_hi))
+    full_lo, full_hi = (let(name, lower(bound, env)) for name, bound in zip(("full_lo", "full_hi"), full, strict=True))
+    return index["lo"], index["hi"], full_lo, full_hi
+
+
+def _write(t: Tile) -> None:
+    """out = o / l, and the spec's rule for rows that saw no key."""
+    spec, queries = t.spec, t.tiling.queries
+    inverse = tile("inverse", (queries,), t.dtype)
+    with stage("invert", "S", m=queries) as (m,):
+        value = tirx.const(1.0, t.dtype) / t.total[m]
+        empty = tirx.const(0.0 if spec.empty_row == "zero" else math.nan, t.dtype)
+        store(inverse, [m], T.Select(t.total[m] == tirx.const(0.0, t.dtype), empty, value))
+    rows = T.min(queries, t.signature.sizes["Sq"] - t.first_row)
+    with stage("write", "SS", m=rows, e=spec.value_dim) as (m, e):
+        out = t.signature.out
+        store(out, [t.batch, t.head, t.first_row + m, e], numeric.cast(spec.dtype, t.output[e, m] * inverse[m]))

@@ -1,0 +1,88 @@
+"""How a prefill call is cut into tiles, and in which order threads take them.
+
+TVM gives each thread a contiguous run of the work table, equal in the number of rows. So heads follow each other (a head's k and v
+stay in the cache while its tiles run), and within a head heavy and light tiles alternate: wherever the table is cut, both parts are
+about as heavy as they are long, also when a single head is shared by all threads.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from attncc import expr as ex
+from attncc.algorithm.bounds import key_bounds
+from attncc.schedules.family import Launch, Problem
+from attncc.spec import AttentionSpec
+
+
+def prefill_launch(spec: AttentionSpec, query_block: int, problem: Problem) -> Launch:
+    """The work table of `attncc.algorithm.prefill`: batch, kv head, head, block of query rows."""
+    order = alternate(tile_costs(spec, query_block, problem))
+    blocks, heads = order.size, problem.heads
+    work = np.empty((problem.batch, heads, blocks, 4), np.int32)
+    work[..., 0] = np.arange(problem.batch)[:, None, None]
+    work[..., 1] = (np.arange(heads) // spec.group)[:, None]
+    work[..., 2] = np.arange(heads)[:, None]
+    work[..., 3] = order
+    return Launch(work.reshape(-1, 4))
+
+
+def alternate(costs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Positions in the order heaviest, lightest, second heaviest, second lightest, …; equal costs keep their order."""
+    if np.all(costs == costs[0]):
+        return np.arange(costs.size)
+    falling = np.argsort(-costs, kind="stable")
+    order = np.empty_like(falling)
+    half = (costs.size + 1) // 2
+    order[0::2] = falling[:half]
+    order[1::2] = falling[half:][::-1]
+    return order
+
+
+def tile_costs(spec: AttentionSpec, query_block: int, problem: Problem) -> npt.NDArray[np.int64]:
+    """The number of keys that each block of query rows visits; where the mask's bounds depend on more than positions, all."""
+    first = np.arange(0, problem.q_len, query_block, dtype=np.int64)
+    last = np.minimum(first + query_block, problem.q_len) - 1
+    sizes = {"B": problem.batch, "H": problem.heads, "Sq": problem.q_len, "Skv": problem.kv_len}
+    lo, hi = _visible(spec.mask)
+    try:
+        seen = [_evaluate(bound, {"first": first, "last": last, **sizes}) for bound in (lo, hi)]
+    except KeyError:
+        return np.full(first.shape, problem.kv_len, np.int64)
+    return np.maximum(np.broadcast_to(seen[1] - seen[0], first.shape), 0)
+
+
+@lru_cache(256)
+def _visible(mask: ex.Expr | None) -> tuple[ex.Expr, ex.Expr]:
+    bounds = key_bounds(mask)
+    return bounds.lo, bounds.hi
+
+
+_OPERATORS = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "min": np.minimum, "max": np.maximum,
+    "floordiv": np.floor_divide, "mod": np.mod, "neg": np.negative, "lt": np.less, "le": np.less_equal,
+    "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal, "and": np.logical_and,
+    "or": np.logical_or, "not": np.logical_not, "where": np.where,
+}  # fmt: skip
+
+
+def _evaluate(bound: ex.Expr, values: dict[str, npt.NDArray[np.int64] | int]) -> npt.NDArray[np.int64]:
+    """A bound in numpy. Raises KeyError for what is known only to the kernel: scalars, tensors, batch and head."""
+
+    def visit(node: ex.Expr, args: tuple[npt.NDArray[np.int64], ...]) -> npt.NDArray[np.int64]:
+        match node:
+            case ex.Const(value):
+                return np.asarray(value)
+            case ex.Index(name) | ex.Size(name):
+                return np.asarray(values[name])
+            case ex.Op("cast"):
+                return args[0]
+            case ex.Op(name):
+                return np.asarray(_OPERATORS[name](*args))
+        raise KeyError(str(node))
+
+    result: npt.NDArray[np.int64] = ex.fold(bound, visit)
+    return result
