@@ -7,10 +7,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from attncc import expr as ex
 from attncc import modfn, modstate
@@ -70,7 +72,8 @@ def attention(
     tensors = [t for t in (bilinear, attn_mask) if t is not None]
     factor = scale if scale is not None else form.scale
     if score_mod is not None or mask_mod is not None:
-        return _with_functions(form, query, key, value, tensors, factor, score_mod, mask_mod)
+        run = _untraced if torch.compiler.is_compiling() else _with_functions
+        return run(form, query, key, value, tensors, factor, score_mod, mask_mod)
     if form.simple:
         layout = "bshd" if query.stride(1) < query.stride(2) else "bhsd"
         return op.attention(query, key, value, tensors, (factor,), (), form.text, layout)
@@ -113,17 +116,20 @@ def _new_form(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, gqa: bool, bilinear: Tensor | None
 ) -> _Form:
     sizes = check(q, k, v, mask, causal, gqa, bilinear)
+    head_dim = index(sizes.head_dim)  # under Dynamo a symbol: `index` makes it the constant that a kernel needs
     facts = (
         _name(q.dtype),
-        1 if sizes.zero_scores else int(sizes.head_dim),
-        max(1, int(sizes.value_dim)),
-        int(sizes.group),
-        None if bilinear is None or sizes.zero_scores else (bilinear.ndim, int(sizes.query_dim), _name(bilinear.dtype)),
+        1 if sizes.zero_scores else head_dim,
+        max(1, index(sizes.value_dim)),
+        index(sizes.group),
+        None
+        if bilinear is None or sizes.zero_scores
+        else (bilinear.ndim, index(sizes.query_dim), _name(bilinear.dtype)),
         None if mask is None else (_name(mask.dtype), *sizes.mask_axes),
         causal,
     )
     spec = _constant_spec(*facts)
-    scale = 1.0 / math.sqrt(sizes.head_dim) if sizes.head_dim else 1.0
+    scale = 1.0 / math.sqrt(head_dim) if head_dim else 1.0
     return _Form(sizes, spec, spec.json, scale, sizes.simple)
 
 
@@ -147,8 +153,8 @@ def _spec(
     if mask is not None:
         name = f"t{len(extras)}"
         extras.append(Extra(name, mask[0], len(mask) - 1))
-        index = tuple(ex.Index(axis) if axis else ex.Const(0, "int64") for axis in mask[1:])
-        load = ex.Load(name, index, mask[0])
+        at = tuple(ex.Index(axis) if axis else ex.Const(0, "int64") for axis in mask[1:])
+        load = ex.Load(name, at, mask[0])
         if mask[0] == "bool":
             masks.append(load)
         else:
@@ -168,10 +174,13 @@ def _spec(
     )
 
 
-@torch.compiler.assume_constant_result
 def _constant_spec(*facts: Any) -> AttentionSpec:
     """`_spec`, which Dynamo need not trace: it depends on static facts alone."""
     return _spec(*facts)
+
+
+# What `torch.compiler.assume_constant_result` does; calling that would import all of Dynamo together with attncc.
+_constant_spec._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _all(masks: Sequence[ex.Expr]) -> ex.Expr | None:
@@ -184,7 +193,6 @@ def _all(masks: Sequence[ex.Expr]) -> ex.Expr | None:
     return result
 
 
-@torch.compiler.disable(reason="attncc traces score_mod and mask_mod itself")
 def _with_functions(
     form: _Form,
     q: Tensor,
@@ -210,6 +218,10 @@ def _with_functions(
     text, operands, _ = found
     extras = [*tensors, *operands.tensors]
     return _reshaped(form, q, k, v, extras, (scale,), operands.integers(), text)
+
+
+_untraced = _disable_dynamo(_with_functions)
+"""Under Dynamo the functions are traced here, outside of its graph."""
 
 
 def _extended(

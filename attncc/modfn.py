@@ -85,7 +85,7 @@ def trace(function: Modification, kind: str, operands: Operands, dtype: torch.dt
             graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except (DataDependentOutputException, GuardOnDataDependentSymNode) as error:
         raise ValueError(
-            f"{kind} {_called(function)} takes the value of a tensor: branches on indices or scores cannot be compiled; "
+            f"{kind} {_called(function)} takes the value of a tensor: branches on values cannot be compiled; "
             "use torch.where"
         ) from error
     leaves: list[ex.Expr] = [ex.Index(axis) for axis in ex.AXES]

@@ -123,23 +123,37 @@ def code_digest() -> str:
 def _load_or_compile(spec: AttentionSpec, target: Target, family: Family, decisions: Mapping[str, int]) -> Kernel:
     counters = stats.kernel(kernel_name(spec, family))
     key = cache_key(spec, target, family, decisions)
-    text = disk.load(key)
-    if text is None:
+    found = _loaded(key)
+    if found is None:
         with disk.building(key):
-            text = disk.load(key)  # another process may have published it while this one waited
-            if text is None:
+            found = _loaded(key)  # another process may have published it while this one waited
+            if found is None:
                 start = time.perf_counter()
                 text = compile_llvm(spec, target, family, decisions)
+                module, call = native.load_llvm(text, ENTRY)
                 counters.seconds += time.perf_counter() - start
                 counters.compiles.add()
                 disk.store(key, text)
-            else:
-                counters.disk_hits.add()
-    else:
-        counters.disk_hits.add()
-    module = native.load_llvm(text)
-    header = b"\n".join(line for line in text.splitlines() if line.startswith(b"target ")).decode()
-    return Kernel(spec, target, family, decisions, module[ENTRY], header, counters, module)
+                return Kernel(spec, target, family, decisions, call, _header(text), counters, module)
+    text, module, call = found
+    counters.disk_hits.add()
+    return Kernel(spec, target, family, decisions, call, _header(text), counters, module)
+
+
+def _loaded(key: Mapping[str, Any]) -> tuple[bytes, Any, Callable[..., Any]] | None:
+    """Text, module and function of the entry of `key` on disk; None where there is none that loads."""
+    text = disk.load(key)
+    if text is None:
+        return None
+    try:
+        return text, *native.load_llvm(text, ENTRY)
+    except RuntimeError:
+        disk.discard(key)
+        return None
+
+
+def _header(text: bytes) -> str:
+    return b"\n".join(line for line in text.splitlines() if line.startswith(b"target ")).decode()
 
 
 @cache

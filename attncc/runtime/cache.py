@@ -94,6 +94,14 @@ def store(key: Key, text: bytes) -> None:
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def discard(key: Key) -> None:
+    """Remove the entry of `key`: it is whole, but what it holds does not load."""
+    try:
+        _remove(_folder() / key_name(key))
+    except OSError as error:
+        _warn(error)
+
+
 @contextlib.contextmanager
 def building(key: Key) -> Iterator[None]:
     """Hold the lock of `key` while its kernel is built, so that other processes wait and load instead of building too.
@@ -180,17 +188,20 @@ def _publish(unfinished: Path, final: Path, key: Key) -> None:
         except OSError:
             if not final.exists():
                 raise
-        with contextlib.suppress(OSError):
-            if _verified(final, key) is not None:
-                return  # another process was faster with the same kernel
-        # A damaged entry: out of the way in one step, so that no reader sees half of it.
-        old = final.with_name(f"tmp-{os.getpid()}-{uuid.uuid4().hex}")
-        with contextlib.suppress(FileNotFoundError):
-            final.rename(old)
-        if old.is_dir():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.unlink(missing_ok=True)
+        if _verified(final, key) is not None:
+            return  # another process was faster with the same kernel
+        _remove(final)
+
+
+def _remove(entry: Path) -> None:
+    """Remove an entry: out of the way in one step, so that no reader sees half of it."""
+    old = entry.with_name(f"tmp-{os.getpid()}-{uuid.uuid4().hex}")
+    with contextlib.suppress(FileNotFoundError):
+        entry.rename(old)
+    if old.is_dir() and not old.is_symlink():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.unlink(missing_ok=True)
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -208,7 +219,7 @@ def _verified(entry: Path, key: Key) -> bytes | None:
         if not isinstance(meta, dict) or _canonical(meta.get("key")) != _canonical(key):
             return None
         text = _read(entry / _TEXT)
-    except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError):
+    except (OSError, ValueError):
         return None
     return text if hashlib.sha256(text).hexdigest() == meta.get("sha256") else None
 

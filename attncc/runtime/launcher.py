@@ -130,9 +130,9 @@ def _compile(threads: int, header: str) -> int:
         text = header + _TYPES + _PARALLEL.replace("THREADS,", f"{threads},") + _ADDRESS
         for name, at in symbols.items():
             text = text.replace(f"i64 {name.upper()} ", f"i64 {at} ")
-    module = native.load_llvm(text.encode())
+    module, give_address = native.load_llvm(text.encode(), "address")
     _modules.append(module)
-    return int(module["address"]())
+    return int(give_address())
 
 
 @cache

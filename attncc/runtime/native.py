@@ -54,11 +54,11 @@ def function(name: str) -> Callable[..., Any]:
     return found
 
 
-def load_llvm(text: bytes) -> Any:
-    """The module of LLVM IR `text`, compiled in this process. Raises RuntimeError where LLVM refuses it.
+def load_llvm(text: bytes, entry: str) -> tuple[Any, Callable[..., Any]]:
+    """The module of LLVM IR `text`, compiled in this process, and its function `entry`, which needs the module alive.
 
-    TVM takes a path. An anonymous memory file serves where the system has one: what is loaded is then exactly `text`,
-    whatever happens to files on disk.
+    Raises RuntimeError where LLVM refuses the text or there is no such function. TVM takes a path: an anonymous memory
+    file where the system has one, so that what is loaded is exactly `text`, whatever happens to files on disk.
     """
     loader = function("ffi.Module.load_from_file.ll")
     if hasattr(os, "memfd_create"):
@@ -66,17 +66,18 @@ def load_llvm(text: bytes) -> Any:
         try:
             with open(handle, "wb", closefd=False) as file:
                 file.write(text)
-            return _checked(loader, f"/proc/self/fd/{handle}")
+            return _checked(loader, f"/proc/self/fd/{handle}", entry)
         finally:
             os.close(handle)
     with tempfile.TemporaryDirectory(prefix="attncc-") as folder:
         path = Path(folder) / "kernel.ll"
         path.write_bytes(text)
-        return _checked(loader, str(path))
+        return _checked(loader, str(path), entry)
 
 
-def _checked(loader: Callable[..., Any], path: str) -> Any:
+def _checked(loader: Callable[..., Any], path: str, entry: str) -> tuple[Any, Callable[..., Any]]:
     try:
-        return loader(path, "ll")
+        module = loader(path, "ll")
+        return module, module[entry]
     except Exception as error:  # TVM raises whatever class its C++ side names
         raise RuntimeError(f"LLVM does not take this module: {error}") from error
