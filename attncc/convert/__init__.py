@@ -1,0 +1,6 @@
+"""FX to IR: one file a family of ATen operators, each a table of small functions. `convert` is the way in."""
+
+from attncc.convert import attention, contractions, creation, pointwise, views
+from attncc.convert.driver import Converted, Source, convert
+
+__all__ = ["Converted", "Source", "attention", "contractions", "convert", "creation", "pointwise", "views"]

@@ -1,0 +1,265 @@
+"""The walk over an FX graph: every node converted in order, with in-place changes made into new values.
+
+A pre-dispatch graph mutates. A tensor that an operator writes to gets a new IR value from there on: the operator's own
+functional form where the whole tensor is written (`scores.masked_fill_(…)`), else an Opaque one; so do all tensors that
+share its storage. The IR itself is free of effects; `Source.expires` says until where in the program an FX node still
+holds the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from attncc import ir
+from attncc.convert.attention import is_attention
+from attncc.convert.context import LOWERINGS, Context, Unsupported, as_dtype, dtype_name, map_node, shape_of, space
+from attncc.symbolic import equal
+
+_NO_CHANGE = {"aten.detach_.default", "aten.requires_grad_.default", "aten.set_.source_Tensor"}
+"""Operators that PyTorch's schema calls mutable although the elements stay."""
+
+
+@dataclass
+class Source:
+    """Where an IR value is in the FX graph: as `node`, before the node number `expires` (None: for ever)."""
+
+    node: fx.Node
+    position: int
+    expires: int | None = None
+
+
+@dataclass(frozen=True)
+class Converted:
+    """An IR graph and, by the name of a value, the FX node that holds it."""
+
+    graph: ir.Graph
+    sources: Mapping[str, Source]
+    positions: Mapping[fx.Node, int]
+    effects: tuple[int, ...]
+
+
+@dataclass
+class _Driver:
+    context: Context = field(init=False)
+    current: dict[fx.Node, str] = field(default_factory=dict)
+    stale: dict[fx.Node, tuple[str, str]] = field(default_factory=dict)
+    sharing: dict[int, list[fx.Node]] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
+    positions: dict[fx.Node, int] = field(default_factory=dict)
+    roots: list[str] = field(default_factory=list)
+    effects: list[int] = field(default_factory=list)
+    here: int = 0
+
+    def __post_init__(self) -> None:
+        self.context = Context(self.value_of)
+
+    def value_of(self, node: fx.Node) -> ir.Node:
+        """The value that reading `node` gives now."""
+        if node in self.stale:
+            before, changer = self.stale.pop(node)
+            name = f"{node.name}.{self.here}"
+            old = self.context.nodes[before]
+            axes, dims = space(old.shape)
+            note = f"changed in place by {changer}"
+            self.context.add(ir.Opaque(name, old.dtype, axes, dims, "changed", (before,), note))
+            self.current[node] = name
+            self.sources[name] = Source(node, self.here - 1)
+        return self.context.nodes[self.current[node]]
+
+    def run(self, gm: fx.GraphModule) -> Converted:
+        for number, node in enumerate(gm.graph.nodes):
+            self.here = self.positions[node] = number
+            self.convert(gm, node)
+        graph = ir.Graph(self.context.nodes, tuple(dict.fromkeys(self.roots)), "convert", _hints(gm))
+        return Converted(graph.without_dead(), self.sources, self.positions, tuple(self.effects))
+
+    def convert(self, gm: fx.GraphModule, node: fx.Node) -> None:
+        """Convert one node and note what it does to memory."""
+        value = node.meta.get("val")
+        if node.op == "output":
+            self.roots += [self.value_of(n).name for n in node.all_input_nodes if n in self.current]
+            return
+        if isinstance(value, torch.SymInt):
+            return  # sizes are expressions, not values
+        if node.op in ("placeholder", "get_attr"):
+            made: ir.Node = self.input(gm, node, value)
+        else:
+            made = self.operator(node, value)
+        self.context.add(made)
+        self.bind(node, made.name)
+        for target in written(node):
+            self.write(node, target, made)
+        if _is_effect(node):
+            self.effects.append(self.here)
+            self.roots.append(made.name)
+
+    def bind(self, node: fx.Node, name: str) -> None:
+        """Let `node` stand for an IR value, and remember what shares its storage."""
+        self.current[node] = name
+        self.sources.setdefault(name, Source(node, self.here))
+        for key in storages(node.meta.get("val")):
+            self.sharing.setdefault(key, []).append(node)
+
+    def input(self, gm: fx.GraphModule, node: fx.Node, value: Any) -> ir.Node:
+        """An argument or attribute of the graph."""
+        if node.op == "get_attr" and not isinstance(value, torch.Tensor):
+            value = getattr(gm, str(node.target), None)
+            if isinstance(value, torch.Tensor):
+                node.meta["val"] = value
+        return self.typed(ir.Input, node, value)
+
+    def typed(self, kind: type[ir.Node], node: fx.Node, value: Any, **fields: Any) -> ir.Node:
+        """A node of `kind` with the type of a fake value; what is no tensor of known dtype has dtype "none"."""
+        if isinstance(value, torch.SymFloat | float):
+            return ir.Input(node.name, "float64", number=True)
+        if not isinstance(value, torch.Tensor):
+            return kind(node.name, "none", **fields)
+        axes, dims = space(shape_of(value))
+        try:
+            return kind(node.name, dtype_name(value.dtype), axes, dims, **fields)
+        except Unsupported:
+            return kind(node.name, "none", axes, dims, **fields)
+
+    def operator(self, node: fx.Node, value: Any) -> ir.Node:
+        """The node's own form, or an Opaque one."""
+        if isinstance(value, torch.SymFloat):
+            return self.typed(ir.Input, node, value)
+        name = str(node.target)
+        before = set(self.context.nodes)
+        try:
+            lowering = LOWERINGS.get(_functional(name))
+            if lowering is None:
+                raise Unsupported("")
+            made = lowering(self.context, node)
+            self.check(node, made, value)
+            return made
+        except Unsupported as reason:
+            for extra in set(self.context.nodes) - before:
+                if not extra.rsplit(".", 1)[-1].isdigit():  # values that reading made stay
+                    del self.context.nodes[extra]
+            return self.opaque(node, value, str(reason))
+
+    def opaque(self, node: fx.Node, value: Any, note: str) -> ir.Node:
+        """Whatever the node does, on values."""
+        reads = tuple(self.value_of(n).name for n in node.all_input_nodes if n in self.current)
+        if note and not is_attention(node.target) and "dropout" not in note and "dropout" not in str(node.target):
+            note = note[:80]
+        return self.typed(ir.Opaque, node, value, op=str(node.target).replace("(", "[").replace(")", "]"),
+                          operands=reads, note=note.replace("\n", " "))  # fmt: skip
+
+    @staticmethod
+    def check(node: fx.Node, made: ir.Node, value: Any) -> None:
+        """The converted value has the shape and dtype that PyTorch says. A lowering that is wrong is not used."""
+        shape = shape_of(value)
+        right = len(shape) == len(made.shape) and all(map(equal, shape, made.shape))
+        if not right or made.dtype != dtype_name(value.dtype):
+            raise Unsupported(f"conversion gave {made.dtype}{list(made.shape)} for {value.dtype}{list(shape)}")
+
+    def write(self, node: fx.Node, target: fx.Node, made: ir.Node) -> None:
+        """`node` has written to `target`: every tensor of that storage has a new value."""
+        for key in storages(target.meta.get("val")):
+            for other in self.sharing.get(key, []):
+                if other is node:
+                    continue
+                name = self.current[other]
+                if other not in self.stale:
+                    for known in self.sources.values():
+                        if known.node is other and known.expires is None and known.position < self.here:
+                            known.expires = self.here
+                    self.stale[other] = (name, str(node.target))
+                if other is target and not isinstance(made, ir.Opaque) and made.shape == self.context.nodes[name].shape:
+                    self.stale.pop(other)
+                    self.current[other] = made.name
+
+
+def convert(gm: fx.GraphModule) -> Converted:
+    """The IR of a pre-dispatch ATen graph whose nodes carry fake values. Never refuses: what is unknown is Opaque."""
+    _fix_sizes(gm)
+    return _Driver().run(gm)
+
+
+def _fix_sizes(gm: fx.GraphModule) -> None:
+    """Make numbers of the sizes that a whole attention call needs as numbers: head sizes and, for groups, heads.
+
+    Turning a SymInt into an int is what adds the guard, so that other sizes compile anew.
+    """
+    for node in gm.graph.nodes:
+        if is_attention(node.target):
+            shapes = [n.meta["val"].shape for n in node.args[:3] if isinstance(n, fx.Node)]
+            for shape in shapes:
+                int(shape[-1])
+                if node.kwargs.get("enable_gqa") and len(shape) > 2:
+                    int(shape[-3])
+
+
+def _functional(name: str) -> str:
+    """The operator without its in-place underscore: `aten.add_.Tensor` → `aten.add.Tensor`."""
+    parts = name.split(".")
+    if len(parts) == 3 and parts[1].endswith("_") and not parts[1].endswith("__") and name not in _NO_CHANGE:
+        if parts[1] == "copy_":
+            return "attncc.copy"
+        parts[1] = parts[1][:-1]
+    return ".".join(parts)
+
+
+def written(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a node changes."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or str(node.target) in _NO_CHANGE:
+        return []
+    written: list[fx.Node] = []
+    for number, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = node.args[number] if number < len(node.args) else node.kwargs.get(argument.name)
+            written += [n for n in (given if isinstance(given, list | tuple) else [given]) if isinstance(n, fx.Node)]
+    return written
+
+
+def _is_effect(node: fx.Node) -> bool:
+    """Whether running the node matters beyond its value: a write, or a change of PyTorch's modes."""
+    if node.op != "call_function":
+        return node.op == "call_module"
+    return bool(written(node)) or bool(node.is_impure())
+
+
+def storages(value: Any) -> list[int]:
+    """Keys of the storages that a fake value (or several) lives in."""
+    if isinstance(value, torch.Tensor):
+        try:
+            return [value.untyped_storage()._cdata]
+        except (NotImplementedError, RuntimeError):  # no storage to share: sparse and friends
+            return []
+    if isinstance(value, list | tuple):
+        return [key for v in value for key in storages(v)]
+    return []
+
+
+def _hints(gm: fx.GraphModule) -> dict[str, int]:
+    """An example value of every size symbol that has one."""
+    hints: dict[str, int] = {}
+    for node in gm.graph.nodes:
+        value = node.meta.get("val")
+        values = value.shape if isinstance(value, torch.Tensor) else [value]
+        for size in values:
+            if isinstance(size, torch.SymInt):
+                environment = size.node.shape_env
+                for symbol in size.node.expr.free_symbols:
+                    known = getattr(environment, "backed_var_to_val", None) or environment.var_to_val
+                    if symbol in known and str(symbol) not in hints:
+                        hints[str(symbol)] = int(known[symbol])
+    return hints
+
+
+def _copy(c: Context, node: fx.Node) -> ir.Node:
+    """`copy_`: the target becomes the source, broadcast and cast."""
+    target = node.meta["val"]
+    dtype = dtype_name(target.dtype)
+    return map_node(c, node.name, target, [c.value(node.args[1])], lambda x: as_dtype(x, dtype))
+
+
+LOWERINGS["attncc.copy"] = _copy

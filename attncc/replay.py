@@ -1,0 +1,191 @@
+"""The second belt: a fused site run beside the nodes it replaces, in float64, on small inputs made to break it.
+
+Both sides start from the same values (the tensors that the fusion reads), so layouts, masks and scales of the emitted
+operands are checked with the attention itself. Symbolic sizes become small primes; scores reach ±800; masks that arrive
+as tensors are random, all false, and all true, so that some rows see no key. The oracle is `attncc.reference`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_aggregate
+
+from attncc import reference
+from attncc.convert.driver import storages, written
+from attncc.spec import AttentionSpec
+from attncc.symbolic import dim
+
+LARGEST = 2**22
+"""Elements of the largest tensor of a replay; a site that is larger with every choice of sizes is not replayed."""
+_PRIMES = (3, 5, 7, 2, 11, 13)
+_SCALAR = 0.35
+"""Stands for every number that is known only at run time."""
+
+
+class TooLarge(Exception):
+    """The site's sizes are fixed, and too large to be cheap."""
+
+
+def differs(fused: fx.Node, original: fx.Node, leaves: Sequence[fx.Node]) -> str | None:
+    """Where the two nodes, computed from `leaves`, do not have the same values: what was seen. None where they agree.
+
+    Raises TooLarge, and what PyTorch raises where the nodes do not run on any of the chosen sizes.
+    """
+    ours, theirs = cone(fused, leaves), cone(original, leaves)
+    problem: Exception | None = None
+    for sizes in _choices([*ours, *theirs]):
+        try:
+            return _compare(ours, theirs, fused, original, leaves, sizes)
+        except TooLarge as error:
+            problem = error
+        except (RuntimeError, IndexError, ValueError) as error:  # these sizes do not go together
+            problem = problem or error
+    raise problem or TooLarge("no sizes to replay with")
+
+
+def cone(target: fx.Node, leaves: Iterable[fx.Node]) -> list[fx.Node]:
+    """The nodes that compute `target` from `leaves`, in order, with the in-place changes made on the way."""
+    stop, needed, stack = set(leaves), {target}, [target]
+    order = list(target.graph.nodes)
+    before = order[: order.index(target)]
+    while stack:
+        node = stack.pop()
+        if node in stop or isinstance(node.meta.get("val"), torch.SymInt):
+            continue
+        for read in node.all_input_nodes:
+            if read not in needed:
+                needed.add(read)
+                stack.append(read)
+        if not stack:
+            fixed = {key for n in stop for key in storages(n.meta.get("val"))}
+            inner = {key for n in needed - stop for key in storages(n.meta.get("val"))} - fixed
+            for other in before:
+                if other not in needed and any(
+                    key in inner for w in written(other) for key in storages(w.meta.get("val"))
+                ):
+                    needed.add(other)
+                    stack.append(other)
+    return [n for n in order if n in needed]
+
+
+def _choices(nodes: Sequence[fx.Node]) -> Iterator[dict[sympy.Symbol, int]]:
+    """Values for the size symbols: small primes, then the sizes of the example inputs."""
+    symbols: dict[sympy.Symbol, int] = {}
+    awkward: set[sympy.Symbol] = set()
+    for node in nodes:
+        value = node.meta.get("val")
+        for size in [*value.shape, *value.stride()] if isinstance(value, Tensor) else [value]:
+            if isinstance(size, torch.SymInt):
+                expression = size.node.expr
+                environment = size.node.shape_env
+                known = getattr(environment, "backed_var_to_val", None) or environment.var_to_val
+                for symbol in sorted(expression.free_symbols, key=str):
+                    symbols.setdefault(symbol, int(known.get(symbol, 3)))
+                for part in sympy.preorder_traversal(expression):
+                    if not (part.is_Symbol or part.is_Number or part.is_Add or part.is_Mul or part.is_Pow):
+                        awkward |= part.free_symbols  # a division that has to come out even
+    free = [s for s in symbols if s not in awkward]
+    if free:
+        yield {**symbols, **{s: _PRIMES[n % len(_PRIMES)] for n, s in enumerate(free)}}
+    yield symbols
+
+
+def _compare(
+    ours: Sequence[fx.Node],
+    theirs: Sequence[fx.Node],
+    fused: fx.Node,
+    original: fx.Node,
+    leaves: Sequence[fx.Node],
+    sizes: Mapping[sympy.Symbol, int],
+) -> str | None:
+    for node in [*ours, *theirs]:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and math.prod(_sized(s, sizes) for s in value.shape) > LARGEST:
+            raise TooLarge(f"{node.name} has {tuple(value.shape)} elements")
+    discrete = any(isinstance(n.meta["val"], Tensor) and not n.meta["val"].is_floating_point() for n in leaves)
+    for trial in ("random", "large", "visible") if discrete else ("random", "large"):
+        generator = torch.Generator().manual_seed(len(trial))
+        given = {leaf: _sample(leaf.meta["val"], sizes, trial, generator) for leaf in leaves}
+        expected = _run(theirs, original, given, sizes)
+        actual = _run(ours, fused, given, sizes)
+        problem = _difference(actual, expected)
+        if problem is not None:
+            return f"{problem} ({trial} inputs)"
+    return None
+
+
+def _sample(fake: Any, sizes: Mapping[sympy.Symbol, int], trial: str, generator: torch.Generator) -> Any:
+    """A value for a leaf: a number, or a tensor of the fake's shape."""
+    if not isinstance(fake, Tensor):
+        return _SCALAR
+    shape = [_sized(s, sizes) for s in fake.shape]
+    if fake.is_floating_point():
+        tensor = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return tensor * 12 if trial == "large" and tensor.ndim > 1 else tensor
+    if trial == "random":
+        return torch.randint(0, 2, shape, generator=generator).to(fake.dtype)
+    return torch.full(shape, trial == "visible").to(fake.dtype)
+
+
+def _sized(size: Any, sizes: Mapping[sympy.Symbol, int]) -> int:
+    expression = dim(size)
+    return expression if isinstance(expression, int) else int(expression.subs(sizes))
+
+
+def _run(
+    nodes: Sequence[fx.Node], target: fx.Node, given: Mapping[fx.Node, Any], sizes: Mapping[sympy.Symbol, int]
+) -> Tensor:
+    """`target` computed in float64 from the given leaves."""
+    values: dict[fx.Node, Any] = {}
+    for node in nodes:
+        fake = node.meta.get("val")
+        if node in given:
+            known = given[node]
+            values[node] = known.clone() if isinstance(known, Tensor) else known
+        elif isinstance(fake, torch.SymInt):
+            values[node] = _sized(fake, sizes)
+        elif isinstance(fake, torch.SymFloat):
+            number = fake.node.expr.subs(sizes)
+            values[node] = float(number) if number.is_number else _SCALAR
+        elif node.op == "call_function":
+            values[node] = _call(
+                node, fx.map_arg(node.args, values.__getitem__), fx.map_arg(node.kwargs, values.__getitem__)
+            )
+        elif node.op == "get_attr" and isinstance(fake, Tensor):
+            values[node] = _sample(fake, sizes, "random", torch.Generator().manual_seed(1))
+        else:
+            raise ValueError(f"{node.name} is no part of the replay")
+    return values[target]
+
+
+def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """One operator, with float64 wherever it names a floating-point dtype."""
+    target: Any = node.target
+    if target is torch.ops.attncc.attention.default:
+        q, k, v, extras, scalars, integers, spec, _ = args
+        return reference.attention(AttentionSpec.from_json(spec), q, k, v, extras, scalars, integers)
+    args, kwargs = (map_aggregate(x, _widened) for x in (args, kwargs))
+    return target(*args, **kwargs)
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+
+def _difference(actual: Tensor, expected: Tensor) -> str | None:
+    if actual.shape != expected.shape:
+        return f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
+    finite = expected.isfinite() | ~actual.isfinite()
+    if not bool(torch.equal(actual.isnan(), expected.isnan())):
+        return "NaN in other places than the original's"
+    wrong = ((actual - expected).abs() > 1e-8 * (1 + expected.abs())) & finite
+    if bool(wrong.any()):
+        worst = (actual - expected).abs().nan_to_num(0).max().item()
+        return f"a difference of {worst:.3g} from the original"
+    return None

@@ -1,0 +1,159 @@
+"""The whole of capture: an ATen graph in, the same graph with its attention fused out, and what was found in it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from attncc import ir, replay
+from attncc.convert import Converted, convert
+from attncc.emit import Emitter, emit
+from attncc.locate import location
+from attncc.passes import PASSES
+from attncc.passes.fuse_attention import fuse_attention
+from attncc.passes.near_misses import near_misses
+from attncc.passes.refused import Refused
+from attncc.prune import prune
+from attncc.spec import AttentionSpec
+from attncc.symbolic import Dim, product, value
+from attncc.verify import verify as verify_graph
+
+log = logging.getLogger("attncc")
+History = list[tuple[str, str]]
+_REPLAYED: dict[Any, str | None] = {}
+"""Results by everything that a replay depends on: the layers of a model are alike."""
+
+
+class UnsoundFusion(UserWarning):
+    """A fused site gave other values than the original on the replay's inputs: it runs as PyTorch runs it."""
+
+
+@dataclass
+class Found:
+    """One attention of a graph, or one softmax between two products that is none (`fused` False, `reason`)."""
+
+    fused: bool
+    location: str
+    """`file.py:12` of the user's code, or "" where that is not known."""
+    source: str
+    """That line."""
+    reason: str = ""
+    spec: AttentionSpec | None = None
+    sizes: dict[str, int | str] = field(default_factory=dict)
+    """B, H, Sq and Skv; symbolic ones by name."""
+    size_hints: dict[str, int] = field(default_factory=dict)
+    """The same, symbols replaced by their example values."""
+    device: str = "cpu"
+    requires_grad: bool = False
+
+
+def rewrite(aten: fx.GraphModule, *, verify: bool = True) -> tuple[fx.GraphModule, list[Found], History]:
+    """Fuse the attention of a pre-dispatch ATen graph, in place.
+
+    Returns the graph, what was found in the order of the program, and the IR after every pass. `verify` says whether
+    fused sites are replayed against the original; the IR is verified always. A graph without attention is unchanged.
+    """
+    converted = convert(aten)
+    graph = converted.graph
+    history: History = [("convert", str(graph))]
+    verify_graph(graph)
+    before = graph
+    for run in PASSES:
+        before = graph if run is fuse_attention else before
+        graph = run(graph)
+        verify_graph(graph)
+        history.append((run.__name__, str(graph)))
+    found: dict[str, Found] = {}
+    for node in graph:
+        if isinstance(node, ir.Attention):
+            found[node.name] = _fuse(aten, converted, node, graph.hints, verify)
+    for name, reason in near_misses(before, graph):
+        anchor = converted.sources[name].node
+        found[name] = Found(False, *location(anchor), reason=reason)
+    if any(f.fused for f in found.values()):
+        prune(aten)
+        aten.graph.lint()
+        aten.recompile()
+    order = {node.name: n for n, node in enumerate(before)}
+    return aten, [found[name] for name in sorted(found, key=lambda n: order.get(n, len(order)))], history
+
+
+def _fuse(
+    aten: fx.GraphModule, converted: Converted, node: ir.Attention, hints: Mapping[str, int], verify: bool
+) -> Found:
+    """Put one Attention into the graph, if it stands the replay."""
+    anchor = converted.sources[node.name].node
+    value_ = anchor.meta["val"]
+    site = Found(True, *location(anchor), spec=node.spec, device=value_.device.type, requires_grad=value_.requires_grad)
+    axes = dict(node.axes)
+    for name, role in {"B": "b", "H": "h", "Sq": "i", "Skv": "j"}.items():
+        size: Dim = product(axes[a] for a in dict(node.roles)[role])
+        site.sizes[name] = size if isinstance(size, int) else str(size)
+        site.size_hints[name] = value(size, hints) or 1
+    emitter = Emitter(converted, anchor)
+    try:
+        result = emit(emitter, node)
+        if verify:
+            _replay(emitter, node, result, site)
+    except Refused as refused:
+        emitter.undo()
+        site.fused, site.reason = False, refused.reason
+        return site
+    _require(aten, node)
+    anchor.replace_all_uses_with(result)
+    return site
+
+
+def _replay(emitter: Emitter, node: ir.Attention, result: fx.Node, site: Found) -> None:
+    """Raises Refused where the emitted nodes do not compute what the original does."""
+    names = dict.fromkeys(r for r in node.reads)
+    leaves = [emitter.value(name) for name in names]
+    try:
+        key = _signature(result, emitter.anchor, leaves)
+        if key not in _REPLAYED:
+            _REPLAYED[key] = replay.differs(result, emitter.anchor, leaves)
+        problem = _REPLAYED[key]
+    except replay.TooLarge as error:
+        log.debug("%s: not replayed: %s", site.location, error)
+        return
+    except Exception as error:
+        log.debug("%s: replay failed", site.location, exc_info=True)
+        raise Refused(f"the replay of the site failed: {type(error).__name__}: {error}", node.name) from error
+    if problem is not None:
+        warnings.warn(
+            f"{site.location}: the fused attention shows {problem}; it is not used", UnsoundFusion, stacklevel=2
+        )
+        raise Refused(f"the replay showed {problem}", node.name)
+
+
+def _signature(result: fx.Node, original: fx.Node, leaves: list[fx.Node]) -> tuple[Any, ...]:
+    """All that a replay depends on, names left out."""
+    nodes = [*replay.cone(result, leaves), *replay.cone(original, leaves)]
+    number: dict[fx.Node, int] = {}
+    parts: list[str] = []
+    for node in nodes:
+        number.setdefault(node, len(number))
+        fake = node.meta.get("val")
+        kind = f"{fake.dtype}{tuple(map(str, fake.shape))}" if isinstance(fake, torch.Tensor) else str(fake)
+        args = fx.map_arg((node.args, node.kwargs), lambda n: number.get(n, -1)) if node.op == "call_function" else ()
+        parts.append(f"{node.op if node not in leaves else 'leaf'} {node.target if args else ''} {args} {kind}")
+    return tuple(parts)
+
+
+def _require(aten: fx.GraphModule, node: ir.Attention) -> None:
+    """Make the sizes that the spec fixes part of what Dynamo guards on."""
+    for size, number in node.static:
+        for fake in (n.meta.get("val") for n in aten.graph.nodes):
+            symbolic = [
+                s for s in (fake.shape if isinstance(fake, torch.Tensor) else ()) if isinstance(s, torch.SymInt)
+            ]
+            if symbolic:
+                symbolic[0].node.shape_env.evaluate_expr(sympy.Eq(size, number), hint=sympy.true)
+                break

@@ -1,0 +1,19 @@
+"""The rewrites, one a file, and their order. Each is a pure function from graph to graph."""
+
+from collections.abc import Callable
+
+from attncc import ir
+from attncc.passes.fold_views import fold_views
+from attncc.passes.fuse_attention import fuse_attention
+from attncc.passes.hoist_scale import hoist_scale
+from attncc.passes.merge_bilinear import merge_bilinear
+
+PASSES: tuple[Callable[[ir.Graph], ir.Graph], ...] = (
+    # Layouts become names: every node reads what was really computed.
+    fold_views,
+    # Products in one form: scalars outside, chains of products together.
+    hoist_scale,
+    merge_bilinear,
+    # Score, softmax and weighted sum become one node.
+    fuse_attention,
+)

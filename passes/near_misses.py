@@ -1,0 +1,89 @@
+"""The softmaxes that stand between two products and are not fused, and why: what `attncc.explain` tells the user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from attncc import expr as ex
+from attncc import ir
+from attncc.passes.fuse_attention import why_not
+from attncc.passes.refused import Refused
+from attncc.symbolic import Dim
+
+
+def near_misses(before: ir.Graph, after: ir.Graph) -> Iterator[tuple[str, str]]:
+    """Name and reason of each. `before` is the graph that `fuse_attention` saw, `after` what it made."""
+    reasons = {}
+    for node in before:
+        if isinstance(node, ir.Contract):
+            reason = why_not(before, node)
+            if isinstance(reason, Refused):
+                reasons[node.name] = reason.reason
+    yield from reasons.items()
+    fused = {n.name for n in after if isinstance(n, ir.Attention)}
+    for node in before:
+        if isinstance(node, ir.Opaque) and "scaled_dot_product_attention" in node.op:
+            yield node.name, node.note or "this form of the call is not known"
+        weights = _activation(before, node)
+        if weights is None:
+            continue
+        products, notes = _followed(before, node)
+        if not products or products & (fused | set(reasons)) or not _follows_product(before, node):
+            continue
+        yield min(products), (notes[0] if notes else weights)
+
+
+def _activation(graph: ir.Graph, node: ir.Node) -> str | None:
+    """The reason to give for a Map that makes weights (the numerator of a softmax, a sigmoid); None for others."""
+    if not isinstance(node, ir.Map) or not isinstance(node.body, ex.Op):
+        return None
+    if node.body.name == "exp" and any(isinstance(u, ir.Reduce) and u.kind == "sum" for u in graph.users(node.name)):
+        return "the weights are changed between the softmax and the product with V"
+    if node.body.name == "sigmoid":
+        return "sigmoid attention is not fused yet: only softmax is"
+    return None
+
+
+def _followed(graph: ir.Graph, node: ir.Node) -> tuple[set[str], list[str]]:
+    """The products that read weights of the shape of `node`, and the notes of opaque nodes on the way."""
+    shape, products, notes, seen, stack = _form(node), set(), [], {node.name}, [node]
+    while stack:
+        for user in graph.users(stack.pop().name):
+            if user.name in seen:
+                continue
+            seen.add(user.name)
+            if isinstance(user, ir.Contract):
+                if _batched(graph, user):
+                    products.add(user.name)
+            elif isinstance(user, ir.Map | ir.View | ir.Opaque) and _form(user) == shape and user.dtype in ex.FLOATS:
+                if isinstance(user, ir.Opaque):
+                    notes.append(user.note or f"{user.op} stands between the softmax and the product with V")
+                stack.append(user)
+    return products, notes
+
+
+def _follows_product(graph: ir.Graph, node: ir.Node) -> bool:
+    """Whether a score product of that shape comes before."""
+    shape, seen, stack = _form(node), {node.name}, [node]
+    while stack:
+        for name in stack.pop().reads:
+            read = graph.nodes[name]
+            if isinstance(read, ir.Contract) and _batched(graph, read):
+                return True
+            if name not in seen and isinstance(read, ir.Map | ir.View | ir.Opaque) and _form(read) == shape:
+                seen.add(name)
+                stack.append(read)
+    return False
+
+
+def _batched(graph: ir.Graph, node: ir.Contract) -> bool:
+    """Whether a product is of two activations rather than of one and a weight: no operand is an argument of rank 2
+    where the other has more dimensions."""
+    ranks = [len(graph.nodes[a.value].dims) for a in node.operands]
+    return len({r > 2 for r in ranks}) == 1 or min(ranks) > 2
+
+
+def _form(node: ir.Node) -> tuple[str, ...]:
+    """The sizes of a value in any order, without those that are 1."""
+    sizes: list[Dim] = [s for a, s in node.axes if a not in node.reduced]
+    return tuple(sorted(map(str, sizes)))
