@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from attncc.bench.peak import Peak
 
-PACKAGES = ("attncc", "torch", "apache-tvm", "apache-tvm-ffi", "numpy", "networkx", "transformers")
+PACKAGES = ("torch", "apache-tvm", "apache-tvm-ffi", "numpy", "networkx", "transformers")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 SUPPORT = (
     ("Python", "3.11, 3.12", ""),
@@ -154,6 +154,7 @@ def info(*, measure: bool = False, say: Callable[[str], None] | None = None) -> 
     """
     import torch
 
+    from attncc import __version__
     from attncc.runtime import cache
 
     peak = None
@@ -163,7 +164,7 @@ def info(*, measure: bool = False, say: Callable[[str], None] | None = None) -> 
         peak = roofline.measure(progress=say)
     target = detect()
     return Info(
-        versions={"Python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        versions={"attncc": __version__, "Python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
         system=platform.platform(),
         target=target,
         gpus=cuda_devices(),

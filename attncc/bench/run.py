@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from attncc._rich import table, to_text
 from attncc.bench.cases import Case, reference
@@ -82,14 +83,15 @@ class Result:
         times = {e.name: e.timing for e in self.entries}
         for entry in self.entries:
             self._add_row(rows, entry, times.get(BASE))
-        if self.passed:
-            return rows
-        verdict = f"[bold red]{OURS} is outside the error bound {self.bound:.1e} or failed: nothing is timed[/]"
-        return Group(rows, verdict)
+        notes = [Text(f"{entry.name} failed: {entry.failure}") for entry in self.entries if entry.failure]
+        if not self.passed:
+            verdict = f"{OURS} is outside the error bound {self.bound:.1e} or failed: nothing is timed"
+            notes.append(Text(verdict, style="bold red"))
+        return Group(rows, *notes)
 
     def _add_row(self, rows: Table, entry: Entry, base: Timing | None) -> None:
         if entry.failure:
-            rows.add_row(entry.name, "failed", "", "", "", "", "", entry.failure)
+            rows.add_row(entry.name, "failed")
             return
         cells = [entry.name, f"{entry.error:.1e}"]
         if entry.timing is not None:
