@@ -186,7 +186,7 @@ def _families(target: Target) -> tuple[FamilyInfo, ...]:
         declined: dict[str, str | None] = {}
         for dtype in DTYPES:
             refusal = family.declines(AttentionSpec(dtype=dtype, head_dim=64, value_dim=64), target)
-            declined[dtype] = refusal and refusal.reason
+            declined[dtype] = None if refusal is None else refusal.reason
         result.append(FamilyInfo(family.name, family.regime, declined))
     return tuple(result)
 

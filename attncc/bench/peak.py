@@ -46,7 +46,7 @@ define <16 x float> @attncc_peak_dpbf16(<16 x float> %c, <16 x i32> %a, <16 x i3
 
 @dataclass(frozen=True)
 class Peak:
-    """Measured limits of the machine, all cores together: the best of some repeats, since a limit is what can be reached."""
+    """Measured limits of the machine, all cores together: the best of some repeats, as a limit should be."""
 
     threads: int
     fp32_gflops: float
