@@ -1,6 +1,7 @@
-"""Attentions of every kind that a spec can state, small enough for the float64 oracle: one dictionary for all kernel tests.
+"""Attentions of every kind that a spec can state, small enough for the float64 oracle; all kernel tests share them.
 
-`case(name, dtype, …)` makes a call of the attention `name`. Extras are views with strides of their own where models have them.
+`case(name, dtype, …)` makes a call of the attention `name`. Extras are views with strides of their own where models
+have them.
 """
 
 from __future__ import annotations

@@ -23,20 +23,23 @@ from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, 
 from attncc.algorithm.decode_tile import Kernel, Tiling, emit_tile, open_tile
 from attncc.algorithm.key_step import exp, finite
 from attncc.algorithm.numeric import cast
-from attncc.algorithm.signature import NAME, Signature, compute_dtype, declare, use_launcher
+from attncc.algorithm.signature import NAME, Signature, compute_dtype, declare, import_llvm, use_launcher
 from attncc.spec import AttentionSpec
 
 
-def build(spec: AttentionSpec, tiling: Tiling) -> PrimFunc:
+def build(spec: AttentionSpec, tiling: Tiling, llvm_text: str = "") -> PrimFunc:
     """The kernel of `spec`.
 
     Workspaces, with n = B * G and the letters above: o [n, splits, rows, value_dim], then m, l and w [n, splits, rows].
+    `llvm_text` holds functions that a schedule's intrinsics call.
     """
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(NAME)
             signature = declare(spec, (4, 3, 3, 3))
             use_launcher(signature)
+            if llvm_text:
+                import_llvm(llvm_text)
             kernel = _open_kernel(spec, tiling, signature)
             n_tiles = signature.work.shape[0]
             with scope("tiles"), T.serial(n_tiles) as loop:

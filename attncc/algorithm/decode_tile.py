@@ -12,7 +12,9 @@ stage of their own, as narrow as they are.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -258,33 +260,35 @@ def _score(t: Tile, start: Any, count: Any) -> None:
     ):
         first_key, first_row = key_chunk * n, row_chunk * r
         parts = [
-            _strands(t, number, part, start, count, first_key, first_row)
+            _part_score(t, number, part, start, count, first_key, first_row)
             for number, part in enumerate(columns(t.spec.head_dim, tiling.strands, t.spec.head_dim))
         ]
-        sums = tile("sums", (len(parts), n, r), t.dtype)
-        for number, strands in enumerate(parts):
-            with stage(f"sum_strands.{number}", "SSR", n=n, r=r, l=int(strands.shape[2])) as (vn, vr, vl):
-                with T.init():
-                    store(sums, [number, vn, vr], t.kernel.zero())
-                store(sums, [number, vn, vr], sums[number, vn, vr] + strands[vn, vr, vl])
-        with stage("keep_score", "SS", n=n, r=r) as (vn, vr):
-            total = sums[0, vn, vr] if len(parts) == 1 else sums[0, vn, vr] + sums[1, vn, vr]
-            store(t.raw, [first_row + vr, first_key + vn], total)
+        with stage("keep_score", "SS", r=r, n=n) as (vr, vn):
+            store(
+                t.raw,
+                [first_row + vr, first_key + vn],
+                functools.reduce(operator.add, [part[vr, vn] for part in parts]),
+            )
 
 
-def _strands(t: Tile, number: int, part: Columns, start: Any, count: Any, first_key: Any, first_row: Any) -> Buffer:
-    """Strand sums of a register tile over some columns. Keys past the end repeat the last one."""
+def _part_score(t: Tile, number: int, part: Columns, start: Any, count: Any, first_key: Any, first_row: Any) -> Buffer:
+    """The sum over some columns, for a register tile. Keys past the end repeat the last one."""
     n, r, k = t.tiling.key_chunk, t.tiling.row_chunk, t.kernel.signature.k
-    strands = tile(f"strands{number}", (n, r, part.width), t.dtype)
-    with stage(f"dot.{number}", "SSSR", n=n, r=r, l=part.width, d=part.sets) as (vn, vr, vl, vd):
+    strands = tile(f"strands{number}", (r, n, part.width), t.dtype)
+    sums = tile(f"sums{number}", (r, n), t.dtype)
+    with stage(f"dot.{number}", "SSSR", r=r, n=n, l=part.width, d=part.sets) as (vr, vn, vl, vd):
         with T.init():
-            store(strands, [vn, vr, vl], t.kernel.zero())
+            store(strands, [vr, vn, vl], t.kernel.zero())
         column = part.start + vd * part.width + vl
         key = start + T.min(first_key + vn, count - 1)
         elements = {"q": t.query[first_row + vr, column], "k": cast(t.dtype, k[t.batch, t.kv_head, key, column])}
         term = lower(t.spec.element, Env(t.dtype, scalar=t.kernel.scalars, element=elements))
-        store(strands, [vn, vr, vl], strands[vn, vr, vl] + term)
-    return strands
+        store(strands, [vr, vn, vl], strands[vr, vn, vl] + term)
+    with stage(f"sum_strands.{number}", "SSR", r=r, n=n, l=part.width) as (vr, vn, vl):
+        with T.init():
+            store(sums, [vr, vn], t.kernel.zero())
+        store(sums, [vr, vn], sums[vr, vn] + strands[vr, vn, vl])
+    return sums
 
 
 def _softmax(t: Tile, start: Any, count: Any, row: Any) -> None:

@@ -51,7 +51,7 @@ class Decode(Family):
         return {
             "row_chunk": row_chunk,
             "keys": 128,
-            "key_chunk": max(1, min(4, accumulators // 2 // row_chunk)),
+            "key_chunk": 4 if row_chunk <= 2 else 2,
             "strands": strands,
             "column_sets": max(1, accumulators // row_chunk),
         }
@@ -60,10 +60,10 @@ class Decode(Family):
         from attncc._tvm import IRModule, Schedule
         from attncc.algorithm.decode import build
         from attncc.algorithm.signature import NAME
-        from attncc.schedules.cpu.decode_schedule import DecodeSchedule
+        from attncc.schedules.cpu.decode_schedule import DecodeSchedule, llvm_text
 
         tiling = self._tiling(decisions)
-        sch = Schedule(IRModule({NAME: build(spec, tiling)}))
+        sch = Schedule(IRModule({NAME: build(spec, tiling, llvm_text(spec, tiling))}))
         sch.work_on(NAME)
         DecodeSchedule(sch, spec, tiling).apply()
         return sch.mod

@@ -16,7 +16,20 @@ from typing import Any
 
 from attncc._tvm import Schedule
 from attncc.algorithm.decode_tile import Tiling, columns
+from attncc.algorithm.signature import compute_dtype
+from attncc.schedules.cpu import row_sums
 from attncc.spec import AttentionSpec
+
+
+def llvm_text(spec: AttentionSpec, tiling: Tiling) -> str:
+    """The functions that the schedule's intrinsics call."""
+    widths = {part.width for part in columns(spec.head_dim, tiling.strands, spec.head_dim)}
+    texts = [
+        row_sums.llvm_text(tiling.key_chunk, width, compute_dtype(spec))
+        for width in sorted(widths)
+        if row_sums.available(tiling.key_chunk, width)
+    ]
+    return "".join(texts)
 
 
 class DecodeSchedule:
@@ -32,27 +45,35 @@ class DecodeSchedule:
         for name in ("tile", "combine_head"):
             (loop,) = self.sch.get_loops(name)[-1:]
             self.sch.parallel(loop)
-        for number, _ in enumerate(columns(self.spec.head_dim, self.tiling.strands, self.spec.head_dim)):
-            self.dot(number)
+        for number, part in enumerate(columns(self.spec.head_dim, self.tiling.strands, self.spec.head_dim)):
+            self.dot(number, part.width)
         for number, _ in enumerate(columns(self.spec.value_dim, self.tiling.strands, self.tiling.column_sets)):
             self.weighted_sum(number)
         for name in ("start_sum", "keep_sum", "modify", "exp"):
             self.sch.vectorize(self.loops(name)[-1])
+        self.unroll_all(self.loops("keep_score")[-2:])
         for name in ("lane_max", "lane_sum"):
             self.lane_reduction(name)
         for name in ("load_q", "start_output", "partial_output", "write.final", "write.combine"):
             if name != "load_q" or self.spec.bilinear is None:
                 self.row(self.loops(name)[-1])
 
-    def dot(self, number: int) -> None:
+    def dot(self, number: int, width: int) -> None:
+        """The product into registers, and its strands into one."""
         sch = self.sch
         block, total = sch.get_sblock(f"dot.{number}"), sch.get_sblock(f"sum_strands.{number}")
         sch.set_scope(block, 0, "local")
-        n, r, lane, d = self.loops(block)[-4:]
-        sch.reorder(d, n, r, lane)
-        self.register_tile(block, d, [n, r, lane])
-        for loop in self.loops(total)[-3:]:
-            sch.unroll(loop)
+        sch.set_scope(total, 0, "local")
+        r, n, lane, d = self.loops(block)[-4:]
+        sch.reorder(d, r, n, lane)
+        self.register_tile(block, d, [r, n, lane])
+        r, n, lane = self.loops(total)[-3:]
+        if row_sums.available(self.tiling.key_chunk, width):
+            sch.tensorize(n, row_sums.register(self.tiling.key_chunk, width, compute_dtype(self.spec)))
+        else:
+            sch.unroll(lane)
+            sch.unroll(n)
+        sch.unroll(r)
 
     def weighted_sum(self, number: int) -> None:
         sch = self.sch
@@ -61,10 +82,7 @@ class DecodeSchedule:
         r, c, lane, n = self.loops(block)[-4:]
         sch.reorder(n, r, c, lane)
         self.register_tile(block, n, [r, c, lane])
-        r, c, lane = self.loops(keep)[-3:]
-        sch.vectorize(lane)
-        sch.unroll(c)
-        sch.unroll(r)
+        self.unroll_all(self.loops(keep)[-3:])
 
     def lane_reduction(self, name: str) -> None:
         """A running value a lane, over the vectors of a row."""
@@ -82,7 +100,11 @@ class DecodeSchedule:
         for loop in unrolled:
             self.sch.unroll(loop)
         start = self.sch.decompose_reduction(block, reduction)
-        *unrolled, last = self.loops(start)[-len(tile) :]
+        self.unroll_all(self.loops(start)[-len(tile) :])
+
+    def unroll_all(self, loops: list[Any]) -> None:
+        """Vectorise the last of the loops and unroll the others."""
+        *unrolled, last = loops
         self.sch.vectorize(last)
         for loop in unrolled:
             self.sch.unroll(loop)
