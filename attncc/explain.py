@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -12,6 +12,11 @@ from torch import fx
 from attncc.compiler import original
 from attncc.options import Options
 from attncc.report import Report, Site
+from attncc.schedules import Problem, select
+from attncc.target import detect
+
+if TYPE_CHECKING:
+    from attncc.rewrite import Found
 
 
 def explain(model: Any, *args: Any, **kwargs: Any) -> Report:
@@ -21,15 +26,14 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Report:
     does to the model's state what any call does. Raises whatever the model raises.
     """
     from attncc.backend import compile_graph
-    from attncc.rewrite import Found
 
     sites: list[Site] = []
     seconds: list[float] = []
 
-    def observe(found: list[Found]) -> None:
-        sites.extend(_site(f) for f in found)
-
     def attncc(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        def observe(found: list[Found]) -> None:
+            sites.extend(_site(f, _wants_grad(example_inputs)) for f in found)
+
         start = time.perf_counter()
         compiled = compile_graph(gm, example_inputs, Options(), observe)
         seconds.append(time.perf_counter() - start)
@@ -43,21 +47,27 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Report:
     return Report(tuple(sites), graphs=len(seconds), compile_seconds=sum(seconds))
 
 
-def _site(found: Any) -> Site:
+def _wants_grad(example_inputs: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in example_inputs)
+
+
+def _site(found: Found, wants_grad: bool) -> Site:
     """The user's view of a `Found`, with the kernel that its sizes select."""
     if not found.fused:
         return Site(False, found.location, found.source, reason=found.reason, spec=found.spec)
-    return Site(True, found.location, found.source, spec=found.spec, sizes=found.sizes, **_kernel(found))
+    backward = "recomputed through PyTorch" if wants_grad else ""
+    kernel, regime = _kernel(found)
+    return Site(
+        True, found.location, found.source, spec=found.spec, sizes=found.sizes, kernel=kernel, regime=regime,
+        backward=backward,
+    )  # fmt: skip
 
 
-def _kernel(found: Any) -> dict[str, str]:
-    from attncc.schedules import Problem, select
-    from attncc.target import detect
-
-    if found.device != "cpu":
-        return {"kernel": f"PyTorch (no kernels for {found.device} yet)", "regime": "any"}
+def _kernel(found: Found) -> tuple[str, str]:
+    """The schedule family that serves a fused site at the sizes of this call, and its regime."""
+    if found.spec is None or found.device != "cpu":
+        return f"PyTorch (no kernels for {found.device} yet)", "any"
     sizes = found.size_hints
     problem = Problem(sizes["B"], sizes["H"], sizes["Sq"], sizes["Skv"], torch.get_num_threads())
     family = select(found.spec, problem, detect())
-    backward = "recomputed through PyTorch" if found.requires_grad else ""
-    return {"kernel": family.name, "regime": family.regime, "backward": backward}
+    return family.name, family.regime

@@ -37,6 +37,13 @@ def build(name: str, implementation: str) -> nn.Module:
     return cls(config).eval()
 
 
+def float64(name: str, model: nn.Module) -> nn.Module:
+    """The same weights in float64, through SDPA: eager adds finfo.min twice there, and padding rows become NaN."""
+    exact = build(name, "sdpa").double()
+    exact.load_state_dict(model.state_dict())
+    return exact
+
+
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_site_is_fused_and_a_padded_batch_gives_the_same_hidden_states(name: str, implementation: str) -> None:
@@ -49,11 +56,11 @@ def test_every_site_is_fused_and_a_padded_batch_gives_the_same_hidden_states(nam
     with torch.no_grad():
         report = attncc.explain(model, **inputs)
         assert (len(report.sites), report.fused) == (MODELS[name][2],) * 2, str(report)
-        before = attncc.stats()["kernel_calls"]
+        before = attncc.stats().calls
         actual = attncc.compile(model)(**inputs).last_hidden_state
-        assert attncc.stats()["kernel_calls"] == before + MODELS[name][2]
+        assert attncc.stats().calls == before + MODELS[name][2]
         expected = model(**inputs).last_hidden_state
-        exact = model.double()(**inputs).last_hidden_state
+        exact = float64(name, model)(**inputs).last_hidden_state
     seen = mask.bool()
     error = (actual[seen].double() - exact[seen]).abs().max()
     eager_error = (expected[seen].double() - exact[seen]).abs().max()
@@ -66,7 +73,7 @@ def test_generation_gives_the_tokens_of_eager_pytorch() -> None:
     ids = torch.randint(0, 99, (2, 7))
     arguments = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     expected = model.generate(ids, **arguments)
-    before = attncc.stats()["kernel_calls"]
+    before = attncc.stats().calls
     actual = attncc.compile(model, dynamic=True).generate(ids, **arguments)
     torch.testing.assert_close(actual, expected)
-    assert attncc.stats()["kernel_calls"] > before
+    assert attncc.stats().calls > before
