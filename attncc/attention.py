@@ -193,6 +193,18 @@ def _all(masks: Sequence[ex.Expr]) -> ex.Expr | None:
     return result
 
 
+@dataclass(frozen=True)
+class _Functions:
+    """What tracing a call's functions gave. It holds no tensor: those are found again in each call's functions."""
+
+    text: str
+    """JSON of the spec with the functions in it."""
+    places: tuple[int, ...]
+    """For each captured tensor its place among all that the functions can reach."""
+    scalars: tuple[float, ...]
+    integers: tuple[int | tuple[int, int], ...]
+
+
 def _with_functions(
     form: _Form,
     q: Tensor,
@@ -204,20 +216,24 @@ def _with_functions(
     mask_mod: Callable[..., Any] | None,
 ) -> Tensor:
     functions = (score_mod, mask_mod)
-    kept: list[Any] = []
-    states = tuple([None if f is None else modstate.snapshot(f, kept) for f in functions])
+    reached: list[Tensor] = []
+    states = tuple([None if f is None else modstate.snapshot(f, reached) for f in functions])
     known = all((f is None) == (state is None) for f, state in zip(functions, states, strict=True))
     identity = (form.text, q.device, states)
     found = _functions.get(identity) if known else None
     if found is None:
-        found = (*_extended(form.spec, q, score_mod, mask_mod), kept)
-        if known:
+        text, operands = _extended(form.spec, q, score_mod, mask_mod)
+        places = [next((n for n, t in enumerate(reached) if t is captured), -1) for captured in operands.tensors]
+        found = _Functions(text, tuple(places), tuple(operands.scalars), tuple(operands.integers))
+        captured = operands.tensors
+        if known and -1 not in places:
             _functions[identity] = found
             while len(_functions) > _FUNCTIONS:
                 _functions.popitem(last=False)
-    text, operands, _ = found
-    extras = [*tensors, *operands.tensors]
-    return _reshaped(form, q, k, v, extras, (scale,), operands.integers(), text)
+    else:
+        captured = [reached[place] for place in found.places]
+    integers = [n if isinstance(n, int) else int(captured[n[0]].shape[n[1]]) for n in found.integers]
+    return _reshaped(form, q, k, v, [*tensors, *captured], (scale, *found.scalars), integers, found.text)
 
 
 _untraced = _disable_dynamo(_with_functions)
@@ -231,7 +247,7 @@ def _extended(
     mask_mod: Callable[..., Any] | None,
 ) -> tuple[str, modfn.Operands]:
     """The spec with the functions' expressions in it, and the tensors that they capture."""
-    operands = modfn.Operands(first=len(spec.extras))
+    operands = modfn.Operands(first_extra=len(spec.extras))
     score, mask = spec.score_mod, spec.mask
     if score_mod is not None:
         scaled = ex.op("mul", ex.Score(score.dtype), ex.Scalar("s0", score.dtype))
@@ -244,8 +260,14 @@ def _extended(
         added = modfn.trace(mask_mod, "mask_mod", operands, q.dtype, q.device)
         mask = _all([m for m in (mask, added) if m is not None])
     captured = tuple(Extra(operands.name(t), _name(t.dtype), t.ndim) for t in operands.tensors)
-    integers = tuple(f"n{at}" for at in range(len(operands.sizes)))
-    extended = replace(spec, score_mod=score, mask=mask, extras=spec.extras + captured, integers=integers)
+    extended = replace(
+        spec,
+        score_mod=score,
+        mask=mask,
+        extras=spec.extras + captured,
+        scalars=("s0", *(f"s{1 + at}" for at in range(len(operands.scalars)))),
+        integers=tuple(f"n{at}" for at in range(len(operands.integers))),
+    )
     return extended.json, operands
 
 
@@ -310,4 +332,4 @@ def _name(dtype: torch.dtype) -> str:
 
 
 _forms: dict[Any, _Form] = {}
-_functions: OrderedDict[Any, tuple[str, modfn.Operands, list[Any]]] = OrderedDict()
+_functions: OrderedDict[Any, _Functions] = OrderedDict()

@@ -3,13 +3,14 @@
     score_mod(score, b, h, q_idx, kv_idx) -> score        mask_mod(b, h, q_idx, kv_idx) -> bool
 
 A function is run once on symbolic scalars; what torch records becomes an `attncc.expr` tree. Tensors it captures become
-extras of the spec, read by index expressions at run time, so their values may change between calls; captured numbers
-are part of the spec.
+extras of the spec, read by index expressions at run time, and most numbers become scalars: neither is part of the
+kernel.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,32 +40,40 @@ _SAME = {"alias", "detach", "clone", "lift_fresh", "lift_fresh_copy", "view", "e
 
 @dataclass
 class Operands:
-    """Tensors that functions capture, as extras of the spec, and the sizes that bound indices into them."""
+    """What functions read beside scores and indices, as run-time arguments of the spec."""
 
-    first: int = 0
-    """Number of the first extra: those before it belong to the caller."""
+    first_extra: int = 0
+    """Number of the first extra: those before it belong to the caller. So does the float scalar s0, the scale."""
     tensors: list[Tensor] = field(default_factory=list)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    """(position in `tensors`, dimension) of each integer scalar n0, n1, …"""
+    """Captured tensors, in order of extras."""
+    scalars: list[float] = field(default_factory=list)
+    """Values of the float scalars s1, s2, …"""
+    integers: list[int | tuple[int, int]] = field(default_factory=list)
+    """For each integer scalar n0, n1, … its value, or (position in `tensors`, dimension) of a size."""
 
-    def name(self, tensor: Tensor) -> str:
-        """The extra's name of `tensor`; the same one each time it is read."""
+    def extra(self, tensor: Tensor) -> int:
+        """The position of `tensor` among the captured ones; the same one each time it is read."""
         for at, known in enumerate(self.tensors):
             if known is tensor:
-                return f"t{self.first + at}"
+                return at
         self.tensors.append(tensor)
-        return f"t{self.first + len(self.tensors) - 1}"
+        return len(self.tensors) - 1
 
-    def size(self, tensor: Tensor, dim: int) -> ex.Expr:
-        """The size of a dimension of `tensor` as a run-time scalar."""
-        at = (int(self.name(tensor)[1:]) - self.first, dim)
-        if at not in self.sizes:
-            self.sizes.append(at)
-        return ex.Scalar(f"n{self.sizes.index(at)}", "int64")
+    def name(self, tensor: Tensor) -> str:
+        """The extra's name of `tensor`."""
+        return f"t{self.first_extra + self.extra(tensor)}"
 
-    def integers(self) -> list[int]:
-        """The values of the integer scalars."""
-        return [int(self.tensors[at].shape[dim]) for at, dim in self.sizes]
+    def integer(self, value: int | tuple[int, int]) -> ex.Expr:
+        """A number, or the size of a captured tensor, as a run-time scalar."""
+        if value not in self.integers:
+            self.integers.append(value)
+        return ex.Scalar(f"n{self.integers.index(value)}", "int64")
+
+    def scalar(self, value: float, dtype: str) -> ex.Expr:
+        """A number as a run-time scalar."""
+        if value not in self.scalars:
+            self.scalars.append(value)
+        return ex.Scalar(f"s{1 + self.scalars.index(value)}", dtype)
 
 
 def trace(function: Modification, kind: str, operands: Operands, dtype: torch.dtype, device: torch.device) -> ex.Expr:
@@ -94,6 +103,31 @@ def trace(function: Modification, kind: str, operands: Operands, dtype: torch.dt
     result = _Translator(graph, kind, function, operands).run(leaves)
     if kind == "mask_mod" and result.dtype != "bool":
         raise TypeError(f"mask_mod {_called(function)} returns {result.dtype}, not bool")
+    return _lifted(result, operands)
+
+
+def _lifted(expr: ex.Expr, operands: Operands) -> ex.Expr:
+    """`expr` with its numbers as run-time scalars, so that one kernel serves every window, cap and slope.
+
+    Left as constants are small and special numbers, and integer factors, divisors and exponents: what the compiler
+    makes of them is worth more than a shared kernel.
+    """
+    kept = {"pow", "mul", "floordiv", "mod"}
+
+    def visit(node: ex.Expr, args: tuple[ex.Expr, ...]) -> ex.Expr:
+        rebuilt = ex.with_args(node, args)
+        if not isinstance(rebuilt, ex.Op) or rebuilt.name == "pow":
+            return rebuilt
+        return ex.with_args(rebuilt, tuple(lift(arg, rebuilt.name) for arg in rebuilt.operands))
+
+    def lift(node: ex.Expr, under: str) -> ex.Expr:
+        if not isinstance(node, ex.Const) or isinstance(node.value, bool) or abs(node.value) <= 2:
+            return node
+        if node.dtype in ("float32", "float64"):
+            return operands.scalar(float(node.value), node.dtype) if math.isfinite(node.value) else node
+        return operands.integer(int(node.value)) if node.dtype == "int64" and under not in kept else node
+
+    result: ex.Expr = ex.fold(expr, visit)
     return result
 
 
@@ -267,7 +301,7 @@ class _Translator:
         if isinstance(at, ex.Const):
             return _constant(int(at.value) % max(1, tensor.shape[dim]), "int64")
         at = at if at.dtype == "int64" else ex.op("cast", at, dtype="int64")
-        size = self.operands.size(tensor, dim)
+        size = self.operands.integer((self.operands.extra(tensor), dim))
         zero = _constant(0, "int64")
         wrapped = ex.op("where", ex.op("lt", at, zero), ex.op("add", at, size), at)
         last = ex.op("sub", size, _constant(1, "int64"))

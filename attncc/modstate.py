@@ -15,14 +15,15 @@ _PURE_MODULES = ("torch", "math", "operator", "numpy", "builtins", "functools")
 _DEPTH = 8
 
 
-def snapshot(function: Callable[..., Any], kept: list[Any]) -> Any:
+def snapshot(function: Callable[..., Any], tensors: list[Tensor]) -> Any:
     """A hashable value that changes whenever a new trace of `function` could give another expression.
 
-    None where that cannot be told (it reads attributes of objects): the function is then traced at each call. Objects
-    that are identified by their address are appended to `kept`, which must live as long as the value.
+    None where that cannot be told (it reads attributes of objects): the function is then traced at each call. The
+    tensors that it can reach are appended to `tensors`; the value says of each only what a trace depends on, so that
+    a new function of the same code over new tensors of the same kind need not be traced.
     """
     try:
-        return _state(function, kept, 0)
+        return _state(function, tensors, 0)
     except _Unknown:
         return None
 
@@ -31,32 +32,33 @@ class _Unknown(Exception):
     pass
 
 
-def _state(value: Any, kept: list[Any], depth: int) -> Any:
+def _state(value: Any, tensors: list[Tensor], depth: int) -> Any:
     if value is None or isinstance(value, (bool, int, float, str, bytes, torch.dtype, torch.device)):
         return type(value), value
     if depth > _DEPTH:
         raise _Unknown
     if isinstance(value, Tensor):
-        kept.append(value)
-        return id(value), value.dtype, value.shape, value.device
+        at = next((n for n, known in enumerate(tensors) if known is value), len(tensors))
+        if at == len(tensors):
+            tensors.append(value)
+        return "tensor", at, type(value), value.dtype, value.shape, value.device
     if isinstance(value, types.FunctionType):
         if value.__module__ is not None and value.__module__.partition(".")[0] in _PURE_MODULES:
             return value
         parts = [value.__defaults__, value.__kwdefaults__]
         parts += [cell.cell_contents for cell in value.__closure__ or ()]
         parts += [value.__globals__[n] for n in _names(value.__code__) if n in value.__globals__]
-        return (value.__code__, *(_state(part, kept, depth + 1) for part in parts))
+        return (value.__code__, *(_state(part, tensors, depth + 1) for part in parts))
     if isinstance(value, functools.partial):
-        return _state((value.func, value.args, value.keywords), kept, depth + 1)
+        return _state((value.func, value.args, value.keywords), tensors, depth + 1)
     if isinstance(value, (tuple, list)):
-        return type(value), *(_state(part, kept, depth + 1) for part in value)
+        return type(value), *(_state(part, tensors, depth + 1) for part in value)
     if isinstance(value, dict):
-        return dict, *((_state(k, kept, depth + 1), _state(v, kept, depth + 1)) for k, v in value.items())
+        return dict, *((_state(k, tensors, depth + 1), _state(v, tensors, depth + 1)) for k, v in value.items())
     module = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None) or ""
     builtin = isinstance(value, (types.BuiltinFunctionType, types.ModuleType, type)) or callable(value)
     if builtin and module.partition(".")[0] in _PURE_MODULES:
-        kept.append(value)
-        return id(value)
+        return value
     raise _Unknown
 
 

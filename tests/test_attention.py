@@ -74,14 +74,16 @@ def test_grouped_heads(heads: int, keys: int, values: int) -> None:
 MASKS = [(5, 7), (1, 7), (5, 1), (3, 5, 7), (3, 1, 7), (2, 3, 5, 7), (2, 1, 1, 7), (1, 1, 5, 7), (2, 1, 5, 7)]
 
 
-@pytest.mark.parametrize("shape", MASKS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [*((shape, torch.float32) for shape in MASKS), ((3, 5, 7), torch.bfloat16)]
+)
 def test_masks(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     q, k, v = rand(2, 3, 5, 8, dtype=dtype), rand(2, 3, 7, 8, dtype=dtype), rand(2, 3, 7, 8, dtype=dtype)
     keep = torch.rand(shape) > 0.4
     against_sdpa(q, k, v, attn_mask=keep)
     against_sdpa(q, k, v, attn_mask=torch.where(keep, rand(*shape), -math.inf).to(dtype))
-    against_sdpa(q, k, v, attn_mask=rand(*shape))  # float32 beside bfloat16 is allowed
+    if dtype == torch.bfloat16:
+        against_sdpa(q, k, v, attn_mask=rand(*shape))  # float32 beside bfloat16 is allowed
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (3, 1, 7), (2, 1, 5, 7), (2, 1, 3, 5, 7), (1, 2, 1, 5, 1)])
@@ -238,18 +240,18 @@ def test_captured_values_are_never_stale() -> None:
 
 
 def test_gradients_reach_every_operand() -> None:
-    table = rand(31, dtype=torch.float64).requires_grad_()
-    operands = [rand(1, 4, 3, 4), rand(1, 2, 5, 6), rand(1, 2, 5, 2), rand(4, 6), rand(3, 5)]
+    table = rand(4, dtype=torch.float64).requires_grad_()
+    operands = [rand(1, 2, 2, 2), rand(1, 1, 3, 3), rand(1, 1, 3, 2), rand(2, 3), rand(2, 3)]
     leaves = [t.double().requires_grad_() for t in operands]
 
     def call(q: Tensor, k: Tensor, v: Tensor, w: Tensor, bias: Tensor, table: Tensor) -> Tensor:
         def mod(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return torch.tanh(s) * table[i - j + 15]
+            return torch.tanh(s) * table[i - j + 2]
 
         return attention(q, k, v, bias, enable_gqa=True, bilinear=w, score_mod=mod)
 
     assert torch.autograd.gradcheck(call, (*leaves, table))
-    assert torch.autograd.gradgradcheck(call, (*leaves, table))
+    assert torch.autograd.gradgradcheck(call, (*leaves, table), fast_mode=True)
 
 
 def test_one_tensor_in_three_roles_gets_one_gradient() -> None:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 ABI = 1
 """Version of the kernels' argument list; part of every cache key."""
 ENTRY = "attention"
-_CAPACITY = 256
-"""Kernels held in memory; the least recently used goes, and comes back from disk."""
+_CAPACITY = 64
+"""Kernels held in memory, some 3 MB each; the least recently planned goes, and comes back from disk."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ def kernel(spec: AttentionSpec, target: Target, family: Family, decisions: Mappi
         made = _load_or_compile(spec, target, family, chosen)
         _kernels[identity] = made
         while len(_kernels) > _CAPACITY:
-            _kernels.popitem(last=False)
+            _, evicted = _kernels.popitem(last=False)
+            for drop in on_eviction:
+                drop(evicted)
         return made
 
 
@@ -164,6 +166,8 @@ def _version(package: str) -> str:
         return "source"
 
 
+on_eviction: list[Callable[[Kernel], None]] = []
+"""Called with each kernel that leaves memory, for those who hold something of it."""
 _kernels: OrderedDict[tuple[Any, ...], Kernel] = OrderedDict()
 _lock = threading.RLock()
 

@@ -216,6 +216,12 @@ def _new_plan(
     return plan
 
 
+def _drop_plans(kernel: build.Kernel) -> None:
+    with _lock:
+        for key in [key for key, plan in _plans.items() if isinstance(plan, KernelPlan) and plan.kernel is kernel]:
+            del _plans[key]
+
+
 def _kernel_plan(spec: AttentionSpec, q: Tensor, k: Tensor, layout: str) -> Plan:
     from attncc import schedules
 
@@ -257,6 +263,7 @@ def _dense_rows(tensor: Tensor) -> Tensor:
     return tensor.contiguous().expand(size)
 
 
+build.on_eviction.append(_drop_plans)
 _plans: dict[tuple[Any, ...], Plan] = {}
 _warned: set[tuple[str, str]] = set()
 _target: Target | None = None

@@ -199,10 +199,15 @@ def test_processes_that_publish_the_same_entries(fresh: Path) -> None:
     assert not list((fresh / cache.FORMAT).glob("tmp-*"))
 
 
+def publish_forever() -> None:
+    for number in range(10**9):
+        cache.store({**KEY, "spec": str(number)}, TEXT * 20)
+
+
 def test_a_process_killed_while_writing_leaves_no_bad_entry(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = multiprocessing.get_context("fork")
     for delay in (0.05, 0.11, 0.17):
-        worker = context.Process(target=publish_forever, args=(str(fresh),))
+        worker = context.Process(target=publish_forever)
         worker.start()
         time.sleep(delay)
         assert worker.pid is not None
