@@ -97,6 +97,8 @@ class Demo:
     threads: int
     batches: tuple[Batch, ...]
     hits: tuple[Hit, ...]
+    fallbacks: int = 0
+    """Calls of fused sites that ran as PyTorch, for want of a kernel."""
 
     @property
     def same(self) -> bool:
@@ -109,6 +111,8 @@ class Demo:
         found = [] if self.same else ["the engines do not find the same paragraphs"]
         if not self.report.sites or self.report.fused < len(self.report.sites):
             found.append(f"{self.report.fused} of {len(self.report.sites)} attention sites are fused")
+        if self.fallbacks:
+            found.append(f"{self.fallbacks} calls of fused sites had no kernel and ran as PyTorch")
         for batch in self.batches:
             ours, allowed = batch.engines["attncc"].error, 2 * batch.engines["eager"].error + ULP
             if not ours <= allowed:
@@ -123,6 +127,7 @@ class Demo:
             "compile_seconds": round(self.compile_seconds, 3),
             "batches": [asdict(batch) for batch in self.batches],
             "search": [asdict(hit) for hit in self.hits],
+            "fallbacks": self.fallbacks,
             "same_results": self.same,
             "problems": self.problems,
             "report": json.loads(self.report.to_json()),
@@ -221,6 +226,7 @@ def run(*, turns: int = 9, seconds: float = 0.25, say: Callable[[str], None] | N
     long = _tokenize(tokenizer, articles(texts))
 
     say("compiling with attncc")
+    before = attncc.stats().fallbacks
     kernels, compile_seconds = _first_call(compiled, short)
     first = _batch("paragraphs", short, engines, exact, kernels, turns, seconds, say)
     kernels, _ = _first_call(compiled, long)
@@ -229,7 +235,8 @@ def run(*, turns: int = 9, seconds: float = 0.25, say: Callable[[str], None] | N
     report = attncc.explain(encoders["eager"], *short)
     say("searching")
     hits = _search(tokenizer, engines, [text for _, text in texts])
-    return Demo(report, compile_seconds, torch.get_num_threads(), (first, second), hits)
+    threads, fallbacks = torch.get_num_threads(), attncc.stats().fallbacks - before
+    return Demo(report, compile_seconds, threads, (first, second), hits, fallbacks)
 
 
 def _tokenize(tokenizer: Any, texts: Sequence[str]) -> Inputs:

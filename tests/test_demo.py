@@ -50,6 +50,7 @@ def test_every_kind_of_failure_is_a_problem() -> None:
         replace(good, report=unfused),
         replace(good, batches=(replace(batch, engines=engines),)),
         replace(good, hits=(hit,)),
+        replace(good, fallbacks=3),
     ):
         assert len(bad.problems) == 1
 

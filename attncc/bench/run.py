@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+import attncc
 from attncc._rich import table, to_text
 from attncc.bench.cases import Case, reference
 from attncc.bench.contenders import CONTENDERS, Attention
@@ -164,7 +165,10 @@ def _check(
     start = time.perf_counter()
     try:
         attention = build(case)
+        before = attncc.stats().fallbacks
         out = attention(*inputs)
+        if attncc.stats().fallbacks > before:
+            raise RuntimeError("no kernel: it ran as PyTorch")
     except Exception as error:  # whatever a compiler raises, the other contenders go on
         return Entry(name, failure=_first_line(error)), None
     first = time.perf_counter() - start
