@@ -9,10 +9,10 @@ from __future__ import annotations
 import tvm
 from tvm import s_tir, tirx
 from tvm.ir import IRModule
-from tvm.s_tir import Schedule
+from tvm.s_tir import Schedule, TensorIntrin
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 from tvm.target import Target
 from tvm.tirx import Buffer, PrimFunc, Var
 
-__all__ = ["Buffer", "IRBuilder", "IRModule", "PrimFunc", "Schedule", "T", "Target", "Var", "s_tir", "tirx", "tvm"]
+__all__ = ["Buffer", "IRBuilder", "IRModule", "PrimFunc", "Schedule", "T", "Target", "TensorIntrin", "Var", "s_tir", "tirx", "tvm"]

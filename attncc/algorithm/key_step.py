@@ -17,6 +17,7 @@ from attncc.algorithm import numeric
 from attncc.algorithm.blocks import scope, stage, store, tile
 from attncc.algorithm.lower_expr import Env, lower
 from attncc.algorithm.signature import Signature, compute_dtype
+from attncc.algorithm.storage import pack, storage_dtype, unpack
 from attncc.spec import AttentionSpec
 
 EDGE = ".edge"
@@ -35,6 +36,11 @@ class Tiling:
     """Columns of the output tile, at least value_dim; those past it are scratch."""
     dtype: str
     """dtype of the q, k, v and probability tiles: what the products multiply. Sums are in the compute dtype."""
+
+    @property
+    def storage(self) -> str:
+        """dtype of the buffers of those tiles."""
+        return storage_dtype(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -71,15 +77,24 @@ class Tile:
     """[queries]: what a step multiplies earlier sums with"""
 
     @property
-    def buffers(self) -> tuple[Buffer, ...]:
-        """All that the key loop works on."""
-        products = (self.query, self.scores, self.probabilities, self.output, self.new_output)
+    def reads(self) -> tuple[Buffer, ...]:
+        """All that the key loop reads."""
+        return (*self.signature.inputs, self.query, *self.writes)
+
+    @property
+    def writes(self) -> tuple[Buffer, ...]:
+        """All that the key loop writes, and reads again."""
+        products = (self.scores, self.probabilities, self.output, self.new_output)
         return (*products, self.maximum, self.new_maximum, self.base, self.total, self.new_total, self.decay)
 
     @property
     def dtype(self) -> str:
         """The compute dtype."""
         return compute_dtype(self.spec)
+
+    def unpack(self, value: Any) -> Any:
+        """An element of a q, k, v or probability tile, in the compute dtype."""
+        return unpack(self.tiling.dtype, self.dtype, value)
 
     def row(self, query: Any) -> Any:
         """Position of a query row; rows past the end repeat the last one."""
@@ -124,14 +139,14 @@ class _Step:
         """x = score_mod(q k^T), -inf past the end of the sequence and the fill where the mask is false."""
         t, spec, keys, queries = self.t, self.t.spec, self.t.tiling.keys, self.t.tiling.queries
         with scope(self.name("score")):
-            k = tile("k_tile", (keys, spec.head_dim), t.tiling.dtype)
+            k = tile("k_tile", (keys, spec.head_dim), t.tiling.storage)
             s = tile("raw_score", (keys, queries), t.dtype)
             with stage(self.name("load_k"), "SS", n=keys, d=spec.head_dim) as (n, d):
-                store(k, [n, d], numeric.cast(t.tiling.dtype, t.signature.k[t.batch, t.kv_head, self.key_row(n), d]))
+                store(k, [n, d], pack(t.tiling.dtype, t.signature.k[t.batch, t.kv_head, self.key_row(n), d]))
             with stage(self.name("qk"), "SSR", n=keys, m=queries, d=spec.head_dim) as (n, m, d):
                 with T.init():
                     store(s, [n, m], tirx.const(0.0, t.dtype))
-                elements = {"q": numeric.cast(t.dtype, t.query[d, m]), "k": numeric.cast(t.dtype, k[n, d])}
+                elements = {"q": t.unpack(t.query[d, m]), "k": t.unpack(k[n, d])}
                 term = lower(spec.element, Env(t.dtype, {}, {}, t.scalars, {}, None, elements))
                 store(s, [n, m], s[n, m] + term)
             with stage(self.name("modify"), "SS", n=keys, m=queries) as (n, m):
@@ -176,7 +191,7 @@ class _Step:
             with stage(self.name("exp"), "SS", n=keys, m=queries) as (n, m):
                 store(p, [n, m], exp(t.scores[n, m] - t.base[m]))
             with stage(self.name("keep_p"), "SS", n=keys, m=queries) as (n, m):
-                store(t.probabilities, [n, m], numeric.cast(t.tiling.dtype, p[n, m]))
+                store(t.probabilities, [n, m], pack(t.tiling.dtype, p[n, m]))
             with stage(self.name("row_sum"), "SR", m=queries, n=keys) as (m, n):
                 with T.init():
                     store(t.new_total, [m], t.total[m] * t.decay[m])
@@ -193,17 +208,18 @@ class _Step:
         """o' = o a + p v."""
         t, keys, queries, columns = self.t, self.t.tiling.keys, self.t.tiling.queries, self.t.tiling.columns
         with scope(self.name("weighted_sum")):
-            v = tile("v_tile", (keys, columns), t.tiling.dtype)
+            v = tile("v_tile", (keys, columns), t.tiling.storage)
             with stage(self.name("load_v"), "SS", n=keys, e=columns) as (n, e):
                 column = e if columns == t.spec.value_dim else T.min(e, t.spec.value_dim - 1)
-                store(
-                    v, [n, e], numeric.cast(t.tiling.dtype, t.signature.v[t.batch, t.kv_head, self.key_row(n), column])
-                )
+                store(v, [n, e], pack(t.tiling.dtype, t.signature.v[t.batch, t.kv_head, self.key_row(n), column]))
+            product = tile("product", (columns, queries), t.dtype)
             with stage(self.name("pv"), "SSR", e=columns, m=queries, n=keys) as (e, m, n):
                 with T.init():
-                    store(t.new_output, [e, m], t.output[e, m] * t.decay[m])
-                product = numeric.cast(t.dtype, v[n, e]) * numeric.cast(t.dtype, t.probabilities[n, m])
-                store(t.new_output, [e, m], t.new_output[e, m] + product)
+                    store(product, [e, m], tirx.const(0.0, t.dtype))
+                term = t.unpack(t.probabilities[n, m]) * t.unpack(v[n, e])
+                store(product, [e, m], product[e, m] + term)
+            with stage(self.name("accumulate"), "SS", e=columns, m=queries) as (e, m):
+                store(t.new_output, [e, m], t.output[e, m] * t.decay[m] + product[e, m])
 
     def commit_output(self) -> None:
         with (

@@ -27,6 +27,7 @@ from attncc.algorithm.bounds import key_bounds
 from attncc.algorithm.key_step import Tile, Tiling, key_step
 from attncc.algorithm.lower_expr import Env, lower
 from attncc.algorithm.signature import NAME, Signature, compute_dtype, declare, use_launcher
+from attncc.algorithm.storage import pack
 from attncc.spec import AttentionSpec
 
 REDO_MARGIN = 110.0
@@ -73,9 +74,9 @@ def _open_tile(spec: AttentionSpec, tiling: Tiling, signature: Signature, scalar
     return Tile(
         spec, tiling, signature, scalars, batch, kv_head, head,
         first_row=let("first_row", block * queries),
-        query=tile("query", (spec.head_dim, queries), tiling.dtype),
+        query=tile("query", (spec.head_dim, queries), tiling.storage),
         scores=tile("scores", (keys, queries), dtype),
-        probabilities=tile("probabilities", (keys, queries), tiling.dtype),
+        probabilities=tile("probabilities", (keys, queries), tiling.storage),
         output=tile("output", (columns, queries), dtype),
         new_output=tile("new_output", (columns, queries), dtype),
         **{name: tile(name, (queries,), dtype) for name in statistics},
@@ -91,7 +92,7 @@ def _tile(t: Tile) -> None:
     else:
         _start(t)
         _keys(t, None)
-    with scope("write"):
+    with scope("finish"):
         _write(t)
 
 
@@ -99,7 +100,7 @@ def _load_query(t: Tile) -> None:
     spec, q, queries = t.spec, t.signature.q, t.tiling.queries
     if spec.bilinear is None:
         with stage("load_q", "SS", d=spec.head_dim, m=queries) as (d, m):
-            store(t.query, [d, m], numeric.cast(t.tiling.dtype, q[t.batch, t.head, t.row(m), d]))
+            store(t.query, [d, m], pack(t.tiling.dtype, q[t.batch, t.head, t.row(m), d]))
         return
     width = spec.query_dim or spec.head_dim
     rows = tile("query_rows", (width, queries), t.dtype)
@@ -113,7 +114,7 @@ def _load_query(t: Tile) -> None:
             store(projected, [d, m], tirx.const(0.0, t.dtype))
         store(projected, [d, m], projected[d, m] + numeric.cast(t.dtype, weight[(*head, c, d)]) * rows[c, m])
     with stage("load_q", "SS", d=spec.head_dim, m=queries) as (d, m):
-        store(t.query, [d, m], numeric.cast(t.tiling.dtype, projected[d, m]))
+        store(t.query, [d, m], pack(t.tiling.dtype, projected[d, m]))
 
 
 def _start(t: Tile) -> None:
@@ -133,7 +134,7 @@ def _attempts(t: Tile) -> None:
     lowest = tile("lowest", (1,), t.dtype)
     with scope("first_attempt"), stage("hope", "S", u=1) as (u,):
         store(redo, [u], 1)
-    touched = (*t.signature.inputs, *t.buffers, redo, lowest), (*t.buffers, redo, lowest)
+    touched = (*t.reads, redo, lowest), (*t.writes, redo, lowest)
     with repeat("attempt", 2) as attempt:
         accesses(*touched)
         with repeat("work", let("active", redo[0])):
@@ -159,7 +160,7 @@ def _keys(t: Tile, all_keys: Any) -> Any:
                 store(limits, [u + number], value)
     # read back from memory: TVM's simplifier would carry the mask's bounds into every index that depends on them
     first, full_first, full_end, end = (limits[number] for number in range(4))
-    touched = (*t.signature.inputs, *t.buffers, limits, edge), (*t.buffers, edge)
+    touched = (*t.reads, limits, edge), (*t.writes, edge)
     full_blocks = let("full_blocks", full_end - full_first)
     with repeat("full_step", full_blocks) as step:
         accesses(*touched)
@@ -175,7 +176,7 @@ def _keys(t: Tile, all_keys: Any) -> Any:
 
 
 def _limits(t: Tile, all_keys: Any) -> tuple[Any, ...]:
-    """The first key block to visit, the first and the end of the full ones, the end of all; 1 if the mask hides a key."""
+    """The first key block to visit, the first and the end of the full ones, the end of all; 1 where a key is hidden."""
     size, kv_len = t.tiling.keys, t.signature.sizes["Skv"]
     lo, hi, full_lo, full_hi = _key_ranges(t)
     hides = T.Select(tirx.Or(lo > 0, hi < kv_len), T.int64(1), T.int64(0))

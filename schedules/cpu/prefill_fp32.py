@@ -1,7 +1,7 @@
 """Prefill with float32 (or float64) products, for any CPU with vectors: AVX-512, AVX2, NEON.
 
-float32 is multiplied where it lies. float16 and bfloat16 are converted into tiles, a key block at a time, so that the same
-register tiles serve them; their probabilities stay in float32.
+float32 is multiplied where it lies. float16 and bfloat16 are converted into tiles, a key block at a time, so that the
+same register tiles serve them; their probabilities stay in float32.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PrefillFp32(Family):
         from attncc.algorithm.key_step import Tiling
         from attncc.algorithm.prefill import build
         from attncc.algorithm.signature import compute_dtype
-        from attncc.schedules.cpu.prefill_schedule import Registers, schedule
+        from attncc.schedules.cpu.prefill_schedule import PrefillSchedule, Registers
 
         lanes = lanes_of(spec, target)
         check(decisions, lanes)
@@ -59,7 +59,7 @@ class PrefillFp32(Family):
         dtype = compute_dtype(spec)
         function = build(spec, Tiling(decisions["query_block"], decisions["key_block"], columns, dtype))
         registers = Registers(lanes, decisions["vectors"], decisions["key_rows"], decisions["columns"])
-        return schedule(function, registers, inline_loads=spec.dtype == dtype)
+        return PrefillSchedule(function, registers, inline_loads=spec.dtype == dtype).module()
 
     def launch(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> Launch:
         return prefill_launch(spec, decisions["query_block"], problem)
@@ -76,7 +76,7 @@ def registers_of(target: Target) -> int:
 
 
 def columns_of(value_dim: int, most: int) -> int:
-    """Columns of a register tile: the largest divisor of value_dim up to `most`, unless padding to `most` wastes less."""
+    """Columns of a register tile: the largest divisor of value_dim up to `most`, or `most` with a padded output tile."""
     divisor = max(n for n in range(1, most + 1) if value_dim % n == 0)
     return divisor if 2 * divisor > most or value_dim <= most else most
 

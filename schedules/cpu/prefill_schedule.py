@@ -33,26 +33,21 @@ class Registers:
     columns: int
 
 
-def schedule(function: PrimFunc, registers: Registers, inline_loads: bool) -> IRModule:
-    """`function`, built by `attncc.algorithm.prefill`, as a module ready to compile."""
-    sch = Schedule(IRModule({NAME: function}))
-    sch.work_on(NAME)
-    PrefillSchedule(sch, registers, inline_loads).apply()
-    return sch.mod
-
-
 class PrefillSchedule:
     """Schedules a function of `attncc.algorithm.prefill`, block by block, with primitives alone."""
 
-    def __init__(self, sch: Schedule, registers: Registers, inline_loads: bool) -> None:
-        self.sch = sch
+    def __init__(self, function: PrimFunc, registers: Registers, inline_loads: bool) -> None:
+        """`inline_loads` says that k and v can be read where they lie: they have the dtype of the tiles."""
+        self.sch = Schedule(IRModule({NAME: function}))
+        self.sch.work_on(NAME)
         self.registers = registers
         self.inline_loads = inline_loads
 
-    def apply(self) -> None:
-        """Schedule everything; `sch.mod` is then ready to compile."""
+    def module(self) -> IRModule:
+        """The scheduled function, ready to compile."""
         (tiles,) = self.sch.get_loops("tile")
         self.sch.parallel(tiles)
+        self.query()
         for suffix in ("", EDGE):
             self.loads(suffix)
             self.score(suffix)
@@ -63,9 +58,30 @@ class PrefillSchedule:
                 self.lanes(self.loops(name + suffix)[-1])
         for name in ("start_max", "start_sum", "start_output", "invert"):
             self.lanes(self.loops(name)[-1])
+        self.vectorise_row("write")
+        return self.sch.mod
+
+    def query(self) -> None:
+        """The bilinear form in register tiles, where there is one."""
+        sch, r = self.sch, self.registers
+        names = [str(block.name_hint) for block in self.blocks_of("load_query")]
+        if "project" not in names:
+            return
+        for name in ("load_q",):
+            self.lanes(self.loops(name)[-1])
+        project = sch.get_sblock("project")
+        copy = sch.cache_write(project, 0, "local")
+        d, m, c = self.loops(project)[-3:]
+        rows = max(n for n in range(1, r.columns + 1) if int(sch.get(d).extent) % n == 0)
+        d0, d1 = sch.split(d, [None, rows])
+        m0, m1, m2 = sch.split(m, [None, r.vectors, r.lanes])
+        sch.reorder(d0, m0, c, d1, m1, m2)
+        sch.reverse_compute_at(copy, m0, preserve_unit_loops=True)
+        self.register_tile(project, c, [d1, m1, m2])
+        self.finish_tile(copy)
 
     def loads(self, suffix: str) -> None:
-        """k and v are read in place where they have the tile's dtype already; else their tiles are made row by row."""
+        """k and v are read in place, or their tiles are made row by row."""
         for name in ("load_k", "load_v"):
             if self.inline_loads:
                 self.sch.compute_inline(name + suffix)
@@ -83,9 +99,7 @@ class PrefillSchedule:
         sch.reorder(n0, m0, d, n1, m1, m2)
         sch.reverse_compute_at(modify, m0, preserve_unit_loops=True)
         self.register_tile(qk, d, [n1, m1, m2])
-        n, m = self.loops(modify)[-2:]
-        self.lanes(m)
-        sch.unroll(n)
+        self.finish_tile(modify)
 
     def maximum(self, suffix: str) -> None:
         sch, r = self.sch, self.registers
@@ -116,19 +130,17 @@ class PrefillSchedule:
             self.lanes(self.loops(block)[-1])
 
     def weighted_sum(self, suffix: str) -> None:
-        """The product into registers, on top of the decayed sum so far."""
+        """The product into registers, and from there onto the decayed sum so far."""
         sch, r = self.sch, self.registers
-        pv = sch.get_sblock("pv" + suffix)
-        copy = sch.cache_write(pv, 0, "local")
+        pv, accumulate = sch.get_sblock("pv" + suffix), sch.get_sblock("accumulate" + suffix)
+        sch.set_scope(pv, 0, "local")
         e, m, n = self.loops(pv)[-3:]
         e0, e1 = sch.split(e, [None, r.columns])
         m0, m1, m2 = sch.split(m, [None, r.vectors, r.lanes])
         sch.reorder(m0, e0, n, e1, m1, m2)
-        sch.reverse_compute_at(copy, e0, preserve_unit_loops=True)
+        sch.reverse_compute_at(accumulate, e0, preserve_unit_loops=True)
         self.register_tile(pv, n, [e1, m1, m2])
-        e, m = self.loops(copy)[-2:]
-        self.lanes(m)
-        sch.unroll(e)
+        self.finish_tile(accumulate)
 
     def register_tile(self, block: Any, reduction: Any, tile: list[Any]) -> None:
         """Unroll and vectorise the loops `tile` inside `reduction`, and give the start of the sum a nest of its own."""
@@ -138,11 +150,21 @@ class PrefillSchedule:
         )  # before the split: what is left of `block` after it no longer says that it is a reduction
         for loop in unrolled:
             self.sch.unroll(loop)
+        self.start_tile(block, reduction, len(tile))
+
+    def start_tile(self, block: Any, reduction: Any, depth: int) -> None:
+        """Give the start of the sum, of `depth` loops, a nest of its own before the loop `reduction`."""
         start = self.sch.decompose_reduction(block, reduction)
-        *unrolled, last = self.loops(start)[-len(tile) :]
+        *unrolled, last = self.loops(start)[-depth:]
         self.sch.vectorize(last)
         for loop in unrolled:
             self.sch.unroll(loop)
+
+    def finish_tile(self, block: Any) -> None:
+        """Unroll what takes a register tile of two loops out of registers."""
+        rows, queries = self.loops(block)[-2:]
+        self.lanes(queries)
+        self.sch.unroll(rows)
 
     def lanes(self, loop: Any) -> None:
         """Run `loop` over queries in vectors, unrolled where it is a register tile."""
@@ -157,6 +179,10 @@ class PrefillSchedule:
         width = min(extent & -extent, self.registers.lanes)
         _, inner = self.sch.split(loop, [None, width])
         self.sch.vectorize(inner)
+
+    def blocks_of(self, name: str) -> list[Any]:
+        """The blocks right inside the block `name`."""
+        return [self.sch.get(block) for block in self.sch.get_child_blocks(self.sch.get_sblock(name))]
 
     def loops(self, block: Any) -> list[Any]:
         return list(self.sch.get_loops(block))

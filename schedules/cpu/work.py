@@ -1,12 +1,13 @@
 """How a prefill call is cut into tiles, and in which order threads take them.
 
-TVM gives each thread a contiguous run of the work table, equal in the number of rows. So heads follow each other (a head's k and v
-stay in the cache while its tiles run), and within a head heavy and light tiles alternate: wherever the table is cut, both parts are
-about as heavy as they are long, also when a single head is shared by all threads.
+TVM gives each thread a contiguous run of the work table, equal in the number of rows. So heads follow each other (a
+head's k and v stay in the cache while its tiles run), and within a head heavy and light tiles alternate: wherever the
+table is cut, both parts are about as heavy as they are long, also when a single head is shared by all threads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -43,7 +44,7 @@ def alternate(costs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def tile_costs(spec: AttentionSpec, query_block: int, problem: Problem) -> npt.NDArray[np.int64]:
-    """The number of keys that each block of query rows visits; where the mask's bounds depend on more than positions, all."""
+    """The number of keys that each block of query rows visits: all, where the bounds depend on more than positions."""
     first = np.arange(0, problem.q_len, query_block, dtype=np.int64)
     last = np.minimum(first + query_block, problem.q_len) - 1
     sizes = {"B": problem.batch, "H": problem.heads, "Sq": problem.q_len, "Skv": problem.kv_len}
@@ -61,7 +62,7 @@ def _visible(mask: ex.Expr | None) -> tuple[ex.Expr, ex.Expr]:
     return bounds.lo, bounds.hi
 
 
-_OPERATORS = {
+_OPERATORS: Mapping[str, Callable[..., npt.NDArray[np.int64]]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "min": np.minimum, "max": np.maximum,
     "floordiv": np.floor_divide, "mod": np.mod, "neg": np.negative, "lt": np.less, "le": np.less_equal,
     "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal, "and": np.logical_and,

@@ -1,0 +1,43 @@
+"""How tiles hold numbers: in their own dtype, but bfloat16 as its bits.
+
+TVM 0.27's BF16ComputeLegalize turns every bfloat16 buffer of a function's own into float32. A tile of uint16 is left alone, and
+an intrinsic then finds the sixteen bits that it expects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attncc._tvm import tirx
+from attncc.algorithm import numeric
+
+
+def storage_dtype(dtype: str) -> str:
+    """The dtype of a buffer that holds numbers of `dtype`."""
+    return "uint16" if dtype == "bfloat16" else dtype
+
+
+def pack(dtype: str, value: Any) -> Any:
+    """`value`, of any float dtype, as a tile of `dtype` holds it. bfloat16 is rounded to nearest even; a NaN stays one."""
+    if dtype != "bfloat16":
+        return numeric.cast(dtype, value)
+    if numeric.dtype_of(value) == "bfloat16":
+        return tirx.reinterpret("uint16", value)
+    return _round(numeric.cast("float32", value))
+
+
+def unpack(dtype: str, compute: str, value: Any) -> Any:
+    """What a tile of `dtype` holds, in the compute dtype."""
+    if dtype != "bfloat16":
+        return numeric.cast(compute, value)
+    bits = tirx.shift_left(tirx.Cast("uint32", value), tirx.const(16, "uint32"))
+    return numeric.cast(compute, tirx.reinterpret("float32", bits))
+
+
+def _round(value: Any) -> Any:
+    """The upper half of a float32, rounded. No `Let` shares the value: a tensor intrinsic could not be matched then."""
+    bits = tirx.reinterpret("uint32", value)
+    odd = tirx.bitwise_and(tirx.shift_right(bits, tirx.const(16, "uint32")), tirx.const(1, "uint32"))
+    nearest = tirx.shift_right(bits + (odd + tirx.const(0x7FFF, "uint32")), tirx.const(16, "uint32"))
+    quiet = tirx.const(0x7FC0, "uint32")
+    return tirx.Cast("uint16", tirx.Select(numeric.is_nan(value), quiet, nearest))

@@ -1,0 +1,186 @@
+"""Tensor intrinsics over pairs of bfloat16, and the LLVM IR behind them.
+
+AVX512-BF16's `vdpbf16ps` multiplies pairs: c[l] += a[0] b[l, 0] + a[1] b[l, 1]. So what it reads lies in pairs along
+the reduced axis: a from where it is, b (and a, where rows are reduced) interleaved from two rows.
+
+The functions see vectors of integers, so that TVM's legalisation does not take bfloat16 apart. All loads and stores
+are TVM's own, which say what cannot alias: that lets LLVM keep accumulators in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from attncc._tvm import Buffer, IRBuilder, PrimFunc, T, TensorIntrin, tirx
+from attncc.algorithm.blocks import stage, store
+from attncc.algorithm.storage import pack, unpack
+
+LANES = 16
+
+_DOT = """
+declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+
+define <16 x float> @attncc_dot_bf16(<16 x float> %c, <16 x i32> %b, <16 x i32> %a) alwaysinline {
+  %x = bitcast <16 x i32> %b to <32 x bfloat>
+  %y = bitcast <16 x i32> %a to <32 x bfloat>
+  %sum = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %c, <32 x bfloat> %x, <32 x bfloat> %y)
+  ret <16 x float> %sum
+}
+"""
+
+_ROUND = """
+define <32 x i16> @attncc_round_bf16(<16 x float> %s0, <16 x float> %s1) alwaysinline {
+  %r0 = fptrunc <16 x float> %s0 to <16 x bfloat>
+  %r1 = fptrunc <16 x float> %s1 to <16 x bfloat>
+  %pairs = shufflevector <16 x bfloat> %r0, <16 x bfloat> %r1, <32 x i32> <@MASK@>
+  %bits = bitcast <32 x bfloat> %pairs to <32 x i16>
+  ret <32 x i16> %bits
+}
+"""
+
+_PAIR = """
+define <@PAIRS@ x i16> @attncc_pair_@LANES@(<@LANES@ x i16> %s0, <@LANES@ x i16> %s1) alwaysinline {
+  %pairs = shufflevector <@LANES@ x i16> %s0, <@LANES@ x i16> %s1, <@PAIRS@ x i32> <@MASK@>
+  ret <@PAIRS@ x i16> %pairs
+}
+"""
+
+
+def llvm_text(pair_lanes: int) -> str:
+    """The functions that the intrinsics call, with `pair` for this many lanes."""
+    pair = _PAIR.replace("@LANES@", str(pair_lanes)).replace("@PAIRS@", str(2 * pair_lanes))
+    return _DOT + _ROUND.replace("@MASK@", _interleaved(LANES)) + pair.replace("@MASK@", _interleaved(pair_lanes))
+
+
+def _interleaved(lanes: int) -> str:
+    """The shuffle mask that takes two vectors in turns."""
+    return ", ".join(f"i32 {lane}, i32 {lanes + lane}" for lane in range(lanes))
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A buffer of an intrinsic."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    scope: str = "global"
+
+
+@cache
+def dot(source: str) -> str:
+    """Name of the intrinsic c[l] += b[l, p] * a[p], in float32, over 16 lanes l and a pair p.
+
+    b is a tile; a is of dtype `source`: a tile (uint16) or an argument (bfloat16).
+    """
+    operands = {
+        "a": Operand((2,), source),
+        "b": Operand((LANES, 2), "uint16"),
+        "c": Operand((LANES,), "float32", "local"),
+    }
+
+    def describe(a: Buffer, b: Buffer, c: Buffer) -> None:
+        with stage("dot", "SR", l=LANES, p=2) as (lane, p):
+            product = _unpacked(b[lane, p]) * _unpacked(pack("bfloat16", a[p]) if source == "bfloat16" else a[p])
+            store(c, [lane], c[lane] + product)
+
+    def implement(a: Buffer, b: Buffer, c: Buffer) -> None:
+        pairs = T.reinterpret(f"int32x{LANES}", _bits(b, [0, 0], 2 * LANES))
+        same = T.broadcast(T.reinterpret("int32", _bits(a, [0], 2)), LANES)
+        total = c.vload([0], f"float32x{LANES}")
+        store(c, [T.ramp(0, 1, LANES)], T.call_extern(f"float32x{LANES}", "attncc_dot_bf16", total, pairs, same))
+
+    return _register(f"attncc.dot_bf16_{source}", operands, "cba", "c", describe, implement)
+
+
+@cache
+def round_pairs() -> str:
+    """Name of the intrinsic d[l, p] = bfloat16(s[p, l]) over 16 lanes l and a pair of rows p of float32."""
+    source = Operand((2, LANES), "float32", "local")
+    return _interleave("attncc.round_bf16", "attncc_round_bf16", source)
+
+
+@cache
+def pair(source: str, lanes: int) -> str:
+    """Name of the intrinsic d[l, p] = s[p, l], over `lanes` lanes l and a pair of rows p.
+
+    The rows are of dtype `source`: a tile (uint16) or an argument (bfloat16).
+    """
+    return _interleave(f"attncc.pair_{source}_{lanes}", f"attncc_pair_{lanes}", Operand((2, lanes), source))
+
+
+def _interleave(name: str, function: str, source: Operand) -> str:
+    lanes = source.shape[1]
+    operands = {"s": source, "d": Operand((lanes, 2), "uint16")}
+
+    def describe(s: Buffer, d: Buffer) -> None:
+        with stage("interleave", "SS", p=2, l=lanes) as (p, lane):
+            store(d, [lane, p], s[p, lane] if source.dtype == "uint16" else pack("bfloat16", s[p, lane]))
+
+    def implement(s: Buffer, d: Buffer) -> None:
+        rows = [_bits(s, [p, 0], lanes) for p in range(2)]
+        pairs = T.call_extern(f"uint16x{2 * lanes}", function, *rows)
+        store(d, [0, T.ramp(0, 1, 2 * lanes)], pairs)
+
+    return _register(name, operands, "s", "d", describe, implement)
+
+
+def _bits(buffer: Buffer, first: list[int], lanes: int) -> tirx.Expr:
+    """Neighbouring elements of a buffer; bfloat16 as it lies in memory."""
+    dtype = buffer.ty.dtype
+    vector = buffer.vload(first, f"{dtype}x{lanes}")
+    return T.reinterpret(f"uint16x{lanes}", vector) if str(dtype) == "bfloat16" else vector
+
+
+def _unpacked(value: tirx.Expr) -> tirx.Expr:
+    return unpack("bfloat16", "float32", value)
+
+
+def _register(
+    name: str,
+    operands: dict[str, Operand],
+    reads: str,
+    writes: str,
+    describe: Callable[..., None],
+    implement: Callable[..., None],
+) -> str:
+    """Register the intrinsic that two function bodies over `operands` make, and give its name."""
+    functions = [_function(operands, reads, writes, body) for body in (describe, implement)]
+    TensorIntrin.register(name, *functions, override=True)
+    return name
+
+
+def _function(operands: dict[str, Operand], reads: str, writes: str, body: Callable[..., None]) -> PrimFunc:
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name("intrinsic")
+            buffers = {name: _declare(name, operand) for name, operand in operands.items()}
+            with T.sblock("root"):
+                T.reads(*(_all(buffers[name]) for name in reads))
+                T.writes(*(_all(buffers[name]) for name in writes))
+                body(**buffers)
+        function: PrimFunc = builder.get()
+    return function
+
+
+def _declare(name: str, operand: Operand) -> Buffer:
+    """A buffer that matches any region of this shape whose rows are dense."""
+    strides = [T.var("int32", f"{name}_stride"), 1] if len(operand.shape) == 2 else [1]
+    buffer = T.match_buffer(
+        T.arg(f"{name}_handle", T.handle()),
+        operand.shape,
+        operand.dtype,
+        strides=strides,
+        offset_factor=1,
+        scope=operand.scope,
+        align=4 if operand.dtype == "float32" else 2,
+        layout=None,
+    )
+    IRBuilder.name(name, buffer)
+    return buffer
+
+
+def _all(buffer: Buffer) -> tirx.Expr:
+    return buffer[tuple(slice(0, extent) for extent in buffer.shape)]
