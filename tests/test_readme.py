@@ -1,13 +1,17 @@
-"""The README says nothing that does not run: its snippets, its support matrix, its commands."""
+"""The README says nothing that does not run: its snippets, what it prints, its support matrix, its commands."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from attncc.info import SUPPORT
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_snippets_run_in_order() -> None:
@@ -17,6 +21,22 @@ def test_the_snippets_run_in_order() -> None:
     namespace: dict[str, object] = {}
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), namespace)
+
+
+def test_the_report_is_what_explain_prints(tmp_path: Path) -> None:
+    """The example, saved as model.py, prints the text below it; only the time differs."""
+    ((snippet, text),) = re.findall(
+        r"```python\n([^`]*attncc\.explain[^`]*)```\n\n```text\n(.*?)```", README, flags=re.DOTALL
+    )
+    (tmp_path / "model.py").write_text(snippet)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "model.py"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert _timeless(result.stdout) == _timeless(text)
+
+
+def _timeless(text: str) -> str:
+    return re.sub(r"compiled in [\d.]+ s", "compiled", "\n".join(line.rstrip() for line in text.strip().splitlines()))
 
 
 def test_the_first_lines_show_a_check_and_the_commands() -> None:
