@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from attncc.runtime import build, check, eager, launcher, stats
+from attncc.runtime.plans import Plans
 from attncc.runtime.scratch import Scratch
 from attncc.spec import AttentionSpec
 from attncc.target import Target, detect
 
 _PLANS = 512
 _PLAN_BYTES = 16 << 20
-"""Bounds on the launch plans that are kept, in number and in bytes of work tables; the oldest goes first."""
+"""Bounds on the launch plans that are kept, in number and in bytes of work tables."""
+_FLOPS, _BYTES, _SHARE = 50e9, 20e9, 4e-6
+"""Of one thread, roughly: operations and bytes of keys and values a second; seconds of work that pay for waking it."""
 
 
 class Plan:
@@ -49,6 +52,7 @@ class KernelPlan(Plan):
     def __init__(self, kernel: build.Kernel, problem: Any, layout: str) -> None:
         launch = kernel.family.launch(kernel.spec, kernel.decisions, problem)
         self.kernel = kernel
+        self.layout = layout
         self.call = kernel.call
         self.tick = kernel.counters.calls.tick
         self.work = torch.from_numpy(launch.work.copy())
@@ -82,6 +86,7 @@ class KernelPlan(Plan):
         try:
             self.call(self.work, q, k, v, *extras, out, *workspaces, *scalars, *integers, self.launcher)
         except Exception as error:
+            check.operands(self.kernel.spec, q, k, v, extras, scalars, integers, self.layout)
             raise self._explained(error, q, k, v) from error
         if scratch is not None:
             scratch.give(workspaces)
@@ -172,8 +177,7 @@ def set_target(target: Target | None) -> None:
 
 def forget_plans() -> None:
     """Drop all launch plans; kernels stay in memory."""
-    with _lock:
-        _plans.clear()
+    _plans.drop()
 
 
 def dense_strides(size: tuple[int, int, int, int], layout: str) -> tuple[int, int, int, int]:
@@ -208,26 +212,19 @@ def _new_plan(
         plan: Plan = EmptyPlan(size, layout)
     else:
         plan = _kernel_plan(spec, q, k, layout)
-    with _lock:
-        _plans[key] = plan
-        total = sum(p.bytes for p in _plans.values())
-        while len(_plans) > _PLANS or (total > _PLAN_BYTES and len(_plans) > 1):
-            total -= _plans.pop(next(iter(_plans))).bytes
+    _plans.put(key, plan)
     return plan
 
 
 def _drop_plans(kernel: build.Kernel) -> None:
-    with _lock:
-        for key in [key for key, plan in _plans.items() if isinstance(plan, KernelPlan) and plan.kernel is kernel]:
-            del _plans[key]
+    _plans.drop(lambda plan: isinstance(plan, KernelPlan) and plan.kernel is kernel)
 
 
 def _kernel_plan(spec: AttentionSpec, q: Tensor, k: Tensor, layout: str) -> Plan:
     from attncc import schedules
 
     batch, heads, q_len, _ = q.shape
-    threads = launcher.usable_threads(torch.get_num_threads())
-    problem = schedules.Problem(batch, heads, q_len, k.shape[2], threads)
+    problem = schedules.Problem(batch, heads, q_len, k.shape[2], _threads(spec, q, k))
     target = host_target()
     try:
         family = schedules.select(spec, problem, target)
@@ -236,6 +233,15 @@ def _kernel_plan(spec: AttentionSpec, q: Tensor, k: Tensor, layout: str) -> Plan
         _warn_fallback(spec, target, error)
         return EagerPlan(spec, layout)
     return KernelPlan(kernel, problem, layout)
+
+
+def _threads(spec: AttentionSpec, q: Tensor, k: Tensor) -> int:
+    """Threads for a call: torch's number, or fewer where the work is over before another thread has started."""
+    widths = spec.head_dim + spec.value_dim
+    operations = 2 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * widths
+    read = k.shape[0] * k.shape[1] * k.shape[2] * widths * k.element_size()
+    worthwhile = 1 + int((operations / _FLOPS + read / _BYTES) / _SHARE)
+    return launcher.usable_threads(min(torch.get_num_threads(), worthwhile))
 
 
 def _warn_fallback(spec: AttentionSpec, target: Target, error: Exception) -> None:
@@ -263,8 +269,8 @@ def _dense_rows(tensor: Tensor) -> Tensor:
     return tensor.contiguous().expand(size)
 
 
+_plans: Plans[Plan] = Plans(_PLANS, _PLAN_BYTES)
 build.on_eviction.append(_drop_plans)
-_plans: dict[tuple[Any, ...], Plan] = {}
 _warned: set[tuple[str, str]] = set()
 _target: Target | None = None
 _lock = threading.Lock()
@@ -273,7 +279,7 @@ _lock = threading.Lock()
 def _after_fork() -> None:
     global _lock
     _lock = threading.Lock()  # a thread that the child does not have may hold it
-    _plans.clear()  # the child runs loops serially: other launchers, other work tables
+    _plans.after_fork()  # the child runs loops serially: other launchers, other work tables
 
 
 if hasattr(os, "register_at_fork"):

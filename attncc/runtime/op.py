@@ -41,7 +41,8 @@ def attention(
     if torch.compiler.is_compiling():
         compiled: Tensor = _overload(q, k, v, extras, scalars, integers, spec, layout)
         return compiled
-    if _direct((q, k, v, *extras)):
+    tensors = (q, k, v, *extras)
+    if _plain(tensors) and not (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)):
         return dispatch.attention(q, k, v, extras, scalars, integers, spec, layout)
     if torch._C._are_functorch_transforms_active():
         # `torch.func` transforms differentiate an autograd.Function, but not an operator's own autograd kernel.
@@ -51,11 +52,9 @@ def attention(
     return result
 
 
-def _direct(tensors: Sequence[Tensor]) -> bool:
-    """Whether these are plain CPU tensors outside of every mode and transform, with no gradient to record."""
+def _plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether these are plain CPU tensors outside of every mode and transform."""
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
-        return False
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors):
         return False
     return all([type(t) in _PLAIN and t.is_cpu for t in tensors])
 
@@ -77,7 +76,7 @@ def _autograd(
             raise RuntimeError("torch.ops.attncc.attention under torch.func.grad: call attncc.attention instead")
         result: Tensor = _Attention.apply(keyset, scalars, integers, spec, layout, *tensors)
         return result
-    if _direct(tensors):  # saves the second trip through the dispatcher
+    if _plain(tensors):  # saves the second trip through the dispatcher
         return dispatch.attention(q, k, v, extras, scalars, integers, spec, layout)
     return _below_autograd(keyset, *tensors[:3], extras, scalars, integers, spec, layout)
 
