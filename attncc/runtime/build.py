@@ -89,10 +89,12 @@ def compile_llvm(spec: AttentionSpec, target: Target, family: Family, decisions:
     from attncc._tvm import Target as TvmTarget
     from attncc._tvm import tvm
 
+    start = time.perf_counter()  # not before: TVM's import is not the kernel's compile time
     module = family.module(spec, target, decisions)
     options = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.mcpu, "mattr": list(target.mattr)}
     built = tvm.compile(module, target=TvmTarget(options))
     text: str = built.mod.inspect_source("ll")
+    stats.kernel(kernel_name(spec, family)).seconds += time.perf_counter() - start
     return text.encode()
 
 
@@ -117,7 +119,7 @@ def code_digest() -> str:
     for folder in ("algorithm", "schedules"):
         sources += sorted((package / folder).rglob("*.py"))
     digest = hashlib.sha256()
-    for source in sources:
+    for source in filter(Path.is_file, sources):
         digest.update(source.relative_to(package).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -130,10 +132,8 @@ def _load_or_compile(spec: AttentionSpec, target: Target, family: Family, decisi
         with disk.building(key):
             found = _loaded(key)  # another process may have published it while this one waited
             if found is None:
-                start = time.perf_counter()
                 text = compile_llvm(spec, target, family, decisions)
                 module, call = native.load_llvm(text, ENTRY)
-                counters.seconds += time.perf_counter() - start
                 counters.compiles.add()
                 disk.store(key, text)
                 return Kernel(spec, target, family, decisions, call, _header(text), counters, module)

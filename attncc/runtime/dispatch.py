@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attncc.options import disabled
 from attncc.runtime import build, check, eager, launcher, stats
 from attncc.runtime.plans import Plans
 from attncc.runtime.scratch import Scratch
@@ -57,7 +58,7 @@ class KernelPlan(Plan):
         self.tick = kernel.counters.calls.tick
         self.work = torch.from_numpy(launch.work.copy())
         self.bytes = launch.work.nbytes
-        self.launcher = launcher.address(problem.threads, kernel.header)
+        self.launcher = launcher.address(min(problem.threads, len(launch.work)), kernel.header)
         self.dtype = eager.torch_dtype(kernel.spec.dtype)
         compute = torch.float64 if kernel.spec.dtype == "float64" else torch.float32
         self.scratch = Scratch(launch.workspaces, compute) if launch.workspaces else None
@@ -226,6 +227,8 @@ def _kernel_plan(spec: AttentionSpec, q: Tensor, k: Tensor, layout: str) -> Plan
     batch, heads, q_len, _ = q.shape
     problem = schedules.Problem(batch, heads, q_len, k.shape[2], _threads(spec, q, k))
     target = host_target()
+    if disabled():
+        return EagerPlan(spec, layout)
     try:
         family = schedules.select(spec, problem, target)
         kernel = build.kernel(spec, target, family)

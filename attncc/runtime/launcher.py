@@ -16,8 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-TVM_POOL = 0
-"""The address that leaves a kernel on TVM's own pool."""
 _SYMBOLS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 _LIBRARIES = ("lib/libtorch_cpu.so", "lib/libtorch_cpu.dylib")
 
@@ -83,7 +81,7 @@ _forked = False
 
 
 def address(threads: int, llvm_ir: str) -> int:
-    """The address of a launcher for `threads` threads, to be passed to kernels; `TVM_POOL` where there is no OpenMP.
+    """The address of a launcher for `threads` threads, to be passed to kernels; TVM's own where there is no OpenMP.
 
     `llvm_ir` is the text of any module compiled for this host, whose data layout and triple the launcher must state.
     One thread, or a forked child (where an OpenMP runtime that its parent has used hangs), gets a launcher that runs
@@ -123,9 +121,7 @@ def _compile(threads: int, header: str) -> int:
     if threads == 1:
         text = header + _TYPES + _SERIAL + _ADDRESS
     elif symbols is None:
-        # TVM counts a hyper-thread as half a core and pins its workers; ask for torch's number, unpinned, instead.
-        native.function("runtime.config_threadpool")(0, threads)
-        return TVM_POOL
+        return _tvm_pool(threads)
     else:
         text = header + _TYPES + _PARALLEL.replace("THREADS,", f"{threads},") + _ADDRESS
         for name, at in symbols.items():
@@ -133,6 +129,19 @@ def _compile(threads: int, header: str) -> int:
     module, give_address = native.load_llvm(text.encode(), "address")
     _modules.append(module)
     return int(give_address())
+
+
+def _tvm_pool(threads: int) -> int:
+    """TVM's own launcher, for OpenMP runtimes without GNU's entry points.
+
+    A kernel keeps the last launcher that it was given, so this one is passed by its address as well.
+    """
+    from attncc.runtime import native
+
+    os.environ.setdefault("TVM_BIND_THREADS", "0")  # read when its pool starts: pinning would hit torch's threads too
+    os.environ.setdefault("TVM_NUM_THREADS", str(threads))
+    library = native.runtime_library()
+    return ctypes.cast(library.TVMBackendParallelLaunch, ctypes.c_void_p).value or 0
 
 
 @cache

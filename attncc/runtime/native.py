@@ -6,6 +6,7 @@ hundredths of a second; `import tvm` takes seconds. Everything here goes through
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import sys
@@ -40,6 +41,19 @@ def load_libraries() -> None:
 
 
 _handles: list[object] = []
+
+
+def runtime_library() -> ctypes.CDLL:
+    """TVM's runtime library. Raises RuntimeError or OSError where it does not load."""
+    load_libraries()
+    import tvm_ffi.libinfo
+
+    spec = importlib.util.find_spec("tvm")
+    folder = Path(spec.origin).parent / "lib" if spec and spec.origin else Path()
+    library: ctypes.CDLL = tvm_ffi.libinfo.load_lib_ctypes(
+        "tvm", "tvm_runtime", "RTLD_GLOBAL", extra_lib_paths=[folder]
+    )
+    return library
 
 
 def function(name: str) -> Callable[..., Any]:

@@ -20,7 +20,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def _forget() -> None:
-    dispatch.set_target(None)
+    dispatch.set_target(None)  # drops all plans too
     build.forget()
     cache._warned.clear()
     stats.stats(reset=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -204,3 +206,29 @@ def test_kernels_in_memory_are_bounded(fresh: Path, monkeypatch: pytest.MonkeyPa
 
 def test_parallel_loops_run_on_torchs_pool() -> None:
     assert "OpenMP" in launcher.describe()
+
+
+WITHOUT_OPENMP = """
+import torch
+from attncc import attention, stats
+from attncc.runtime import launcher
+launcher._SYMBOLS = ("no_such_symbol",)
+torch.set_num_threads(2)
+for length in (2, 200, 3, 300):  # one thread, several, and again: a kernel remembers its last launcher
+    q, k, v = (torch.randn(2, 4, length, 16) for _ in range(3))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(attention(q, k, v), expected)
+assert "TVM" in launcher.describe() and stats().fallbacks == 0
+"""
+
+
+def test_an_openmp_runtime_without_gnu_entry_points_leaves_kernels_on_tvms_pool(fresh: Path) -> None:
+    subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", WITHOUT_OPENMP], check=True, timeout=240)
+
+
+def test_switched_off_everything_runs_as_pytorch(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTNCC_DISABLE", "1")
+    dispatch.forget_plans()
+    q, k, v = operands()
+    torch.testing.assert_close(attention(q, k, v), sdpa(q, k, v))
+    assert (stats.stats().calls, stats.stats().fallbacks, stats.stats().compiles) == (0, 1, 0)
