@@ -6,8 +6,8 @@ nodes say, so casts between float dtypes are nothing. Integer and boolean arithm
 `min` and `max`.
 
 Every result vectorises when the loop around it does: `where` becomes a select, so *both* arms are evaluated, and the
-caller clamps the index values it hands in to rows that exist. In float32 no library is called but for `sin`, `cos` and
-a general `pow`.
+caller clamps the index values it hands in to rows that exist. In float32 no library is called but for `sin`, `cos`, a
+general `pow`, and functions nested deeper than two.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ _FLOAT_FUNCTIONS: Mapping[str, Callable[[Any], Any]] = {
     "rsqrt": lambda x: 1.0 / tirx.sqrt(x), "sin": tirx.sin, "cos": tirx.cos, "floor": tirx.floor, "ceil": tirx.ceil,
     "round": tirx.nearbyint,
 }  # fmt: skip
+_POLYNOMIALS = ("exp", "exp2", "log", "log2", "log1p", "tanh", "sigmoid", "erf")
+_MOST_NESTED = 2
+"""Polynomials inside polynomials, from the leaves up; TVM's compile time is exponential in it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def lower(expr: ex.Expr, env: Env) -> Any:
 
     Raises ValueError for a leaf that `env` does not give.
     """
-    return ex.fold(expr, _Lowering(env).node)
+    return numeric.bound(lambda: ex.fold(expr, _Lowering(env, _nesting(expr)).node))
 
 
 def tensors(expr: ex.Expr | None) -> tuple[str, ...]:
@@ -136,6 +139,18 @@ def _narrows(node: ex.Expr) -> bool:
     return isinstance(node, (ex.Const, ex.Index, ex.Size, ex.Op)) and low >= -_INT32_MAX and high <= _INT32_MAX
 
 
+def _compare(name: str, a: Any, b: Any) -> Any:
+    """A comparison of two values of one dtype; NaN is unequal to everything (it is not for tirx.NE)."""
+    if name == "ne" and numeric.dtype_of(a) in ex.FLOATS:
+        return _negated(tirx.EQ(a, b))
+    return _COMPARISONS[name](a, b)
+
+
+def _negated(condition: Any) -> Any:
+    """not condition. (tirx.Not would not do: the simplifier turns it into the opposite comparison, wrong for NaN.)"""
+    return tirx.EQ(tirx.Cast("int8", condition), tirx.const(0, "int8"))
+
+
 def _power(base: Any, exponent: Any) -> Any:
     """base ** exponent: by multiplication and square roots for the common constants, else libm's pow."""
     if not isinstance(exponent, tirx.FloatImm):
@@ -154,11 +169,24 @@ def _power(base: Any, exponent: Any) -> Any:
     return tirx.pow(base, exponent) if power is None else numeric.share(base, power)
 
 
+def _nesting(expr: ex.Expr) -> dict[ex.Expr, int]:
+    """How many polynomials lie inside each other at each node and below."""
+    depths: dict[ex.Expr, int] = {}
+
+    def visit(node: ex.Expr, args: tuple[int, ...]) -> int:
+        depths[node] = max(args, default=0) + (isinstance(node, ex.Op) and node.name in _POLYNOMIALS)
+        return depths[node]
+
+    ex.fold(expr, visit)
+    return depths
+
+
 class _Lowering:
     """The visitor of `lower`."""
 
-    def __init__(self, env: Env) -> None:
+    def __init__(self, env: Env, nesting: Mapping[ex.Expr, int]) -> None:
         self.env = env
+        self.nesting = nesting
 
     def dtype(self, dtype: str) -> str:
         """The dtype a node of `dtype` has in the kernel."""
@@ -199,8 +227,8 @@ class _Lowering:
         if source == dtype:
             return value
         if dtype == "bool":
-            value = numeric.cast("float32", value) if source in ex.FLOATS else value
-            return tirx.NE(value, tirx.const(0, numeric.dtype_of(value)))
+            value = numeric.cast("float32", value) if source == "bfloat16" else value
+            return _compare("ne", value, tirx.const(0, numeric.dtype_of(value)))
         return numeric.cast(dtype, value)
 
     def op(self, node: ex.Op, args: tuple[Any, ...]) -> Any:
@@ -243,12 +271,11 @@ class _Lowering:
             common = dtypes[0] if dtypes[0] != "bool" else "int8"
         else:
             common = "int64"
-        return _COMPARISONS[name](*(self.cast(a, common) for a in args))
+        return _compare(name, *(self.cast(a, common) for a in args))
 
     def logic(self, name: str, args: list[Any]) -> Any:
         if name in ("not", "neg"):
-            # not tirx.Not: the simplifier turns the negation of a < b into b <= a, which is another thing for NaN
-            return tirx.EQ(tirx.Cast("int8", args[0]), tirx.const(0, "int8"))
+            return _negated(args[0])
         if name in ("xor", "ne"):
             args = [tirx.Cast("int8", a) for a in args]
         if name not in _LOGIC:
@@ -288,6 +315,10 @@ class _Lowering:
 
     def float_op(self, node: ex.Op, args: list[Any]) -> Any:
         name = node.name
+        if name in _POLYNOMIALS and self.nesting[node] > _MOST_NESTED:
+            if name == "sigmoid":
+                return 1.0 / (1.0 + numeric.library("exp", -args[0]))
+            return numeric.library(name, args[0])
         if name in _FLOAT_FUNCTIONS:
             return _FLOAT_FUNCTIONS[name](args[0])
         zero = tirx.const(0.0, self.env.compute)
@@ -316,5 +347,5 @@ class _Lowering:
                 return tirx.abs(a)
             case "sign", (a,):
                 one = tirx.const(1.0, self.env.compute)
-                return numeric.share(a, lambda a: tirx.Select(a > zero, one, tirx.Select(a < zero, -one, a)))
+                return numeric.share(a, lambda a: tirx.Select(a > zero, one, tirx.Select(a < zero, -one, zero)))
         raise ValueError(f"operator {name!r} has no float result")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 
 from attncc._tvm import Var, tirx
 
@@ -88,12 +89,42 @@ def cast(dtype: str, value: tirx.Expr) -> tirx.Expr:
     return tirx.Cast(dtype, value)
 
 
+_BINDINGS: ContextVar[list[tuple[Var, tirx.Expr]] | None] = ContextVar("_BINDINGS", default=None)
+"""Names that `share` has given in the expression under construction, with their values."""
+
+
+def bound(build: Callable[[], tirx.Expr]) -> tirx.Expr:
+    """The expression that `build` makes, inside one flat chain of `Let` for everything that it shares.
+
+    Functions nest two deep at most (`lower_expr` sees to it): TVM's simplifier puts every `Let` back in place for its
+    own use, and its time is exponential in the depth.
+    """
+    if _BINDINGS.get() is not None:
+        return build()
+    bindings: list[tuple[Var, tirx.Expr]] = []
+    token = _BINDINGS.set(bindings)
+    try:
+        result = build()
+    finally:
+        _BINDINGS.reset(token)
+    for name, value in reversed(bindings):
+        result = tirx.Let(name, value, result)
+    return result
+
+
 def share(value: tirx.Expr, body: Callable[[tirx.Expr], tirx.Expr]) -> tirx.Expr:
     """`body(value)` with `value` evaluated once."""
     if isinstance(value, (Var, tirx.FloatImm, tirx.IntImm)):
         return body(value)
-    name = Var("t", dtype_of(value))
-    return tirx.Let(name, value, body(name))
+
+    def build() -> tirx.Expr:
+        bindings = _BINDINGS.get()
+        name = Var("t", dtype_of(value))
+        if bindings is not None:
+            bindings.append((name, value))
+        return body(name)
+
+    return bound(build)
 
 
 def is_nan(x: tirx.Expr) -> tirx.Expr:
@@ -103,12 +134,17 @@ def is_nan(x: tirx.Expr) -> tirx.Expr:
 
 def maximum(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
     """The larger of both; NaN where either is NaN."""
-    return share(a, lambda a: share(b, lambda b: tirx.Select(tirx.Or(tirx.GT(a, b), is_nan(a)), a, b)))
+    return tirx.call_llvm_pure_intrin(dtype_of(a), "llvm.maximum", a, b)
 
 
 def minimum(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
     """The smaller of both; NaN where either is NaN."""
-    return share(a, lambda a: share(b, lambda b: tirx.Select(tirx.Or(tirx.LT(a, b), is_nan(a)), a, b)))
+    return tirx.call_llvm_pure_intrin(dtype_of(a), "llvm.minimum", a, b)
+
+
+def library(name: str, x: tirx.Expr) -> tirx.Expr:
+    """A function of the C library, called once a lane."""
+    return tirx.call_pure_extern(dtype_of(x), name + ("f" if dtype_of(x) == "float32" else ""), x)
 
 
 def exp2(x: tirx.Expr, *, at_most_zero: bool = False) -> tirx.Expr:
@@ -159,18 +195,18 @@ def tanh(x: tirx.Expr) -> tirx.Expr:
 
 def log(x: tirx.Expr) -> tirx.Expr:
     """log(x) to 2 ulp: -inf at 0, NaN below; float64 calls libm. Numbers below the smallest normal count as 0."""
-    return _log(x, 1.0) if dtype_of(x) == "float32" else tirx.log(x)
+    return _log(x, 1.0) if dtype_of(x) == "float32" else library("log", x)
 
 
 def log2(x: tirx.Expr) -> tirx.Expr:
     """log2(x) to 3 ulp, with the limits of `log`."""
-    return _log(x, LOG2E) if dtype_of(x) == "float32" else tirx.log2(x)
+    return _log(x, LOG2E) if dtype_of(x) == "float32" else library("log2", x)
 
 
 def log1p(x: tirx.Expr) -> tirx.Expr:
     """log(1 + x) to 3 ulp, near 0 as well: log(u) x / (u - 1) with u = 1 + x rounded (Kahan)."""
     if dtype_of(x) == "float64":
-        return tirx.log1p(x)
+        return library("log1p", x)
 
     def quotient(x: tirx.Expr, u: tirx.Expr) -> tirx.Expr:
         # the abs (u is positive where it matters) keeps the simplifier from folding (1 + x) - 1 to x
@@ -184,7 +220,7 @@ def log1p(x: tirx.Expr) -> tirx.Expr:
 def erf(x: tirx.Expr) -> tirx.Expr:
     """erf(x) to 2 ulp (float32); float64 calls libm."""
     if dtype_of(x) == "float64":
-        return tirx.erf(x)
+        return library("erf", x)
 
     def both(x: tirx.Expr) -> tirx.Expr:
         small = share(x * x, lambda z: x + x * _horner(_ERF, z))
