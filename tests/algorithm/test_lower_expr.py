@@ -119,7 +119,8 @@ def test_not() -> None:
     ("values", "dtype"),
     [
         (FLOATS[:9], "int64"), (FLOATS[:9], "int32"), (FLOATS, "bool"), (WHOLE, "float32"), (WHOLE, "int32"),
-        (WHOLE, "bool"), (FLAGS, "float32"), (FLAGS, "int64"), (FLOATS.bfloat16(), "float32"), (FLOATS.half(), "float32"),
+        (WHOLE, "bool"), (FLAGS, "float32"), (FLAGS, "int64"), (FLOATS.bfloat16(), "float32"),
+        (FLOATS.half(), "float32"),
         (FLOATS.double(), "float32"), (FLOATS.bfloat16(), "bool"),
     ],
 )  # fmt: skip
