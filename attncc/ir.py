@@ -258,6 +258,8 @@ class Attention(Node):
     """Float arguments: numbers, or names of values."""
     integers: tuple[Dim, ...] = ()
     static: tuple[tuple[Dim, int], ...] = ()
+    covers: tuple[str, ...] = ()
+    """The nodes from the score product on that this one takes the place of."""
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -100,6 +100,7 @@ def _attention(node: ir.Attention) -> str:
         "integers": [str(n) for n in node.integers],
         "static": [[str(s), n] for s, n in node.static],
         "extras": [[name, [None if p is None else str(p) for p in at]] for name, at in node.extras],
+        "covers": list(node.covers),
         "spec": node.spec.json if node.spec is not None else None,
     }
     return ", ".join(map(_access, node.accesses)) + " " + json.dumps(data)
@@ -308,4 +309,5 @@ def _parse_attention(common: dict[str, Any], text: str) -> ir.Node:
         scalars=tuple(data["scalars"]),
         integers=tuple(_size(n) for n in data["integers"]),
         static=tuple((_size(s), n) for s, n in data["static"]),
+        covers=tuple(data["covers"]),
     )

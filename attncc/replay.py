@@ -15,9 +15,11 @@ import sympy
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
+from torch.utils._python_dispatch import _disable_current_modes
 
 from attncc import reference
 from attncc.convert.driver import storages, written
+from attncc.convert.sizes import example
 from attncc.spec import AttentionSpec
 from attncc.symbolic import dim
 
@@ -41,7 +43,8 @@ def differs(fused: fx.Node, original: fx.Node, leaves: Sequence[fx.Node]) -> str
     problem: Exception | None = None
     for sizes in _choices([*ours, *theirs]):
         try:
-            return _compare(ours, theirs, fused, original, leaves, sizes)
+            with torch.no_grad(), _disable_current_modes():  # real numbers, whatever the caller traces with
+                return _compare(ours, theirs, fused, original, leaves, sizes)
         except TooLarge as error:
             problem = error
         except (RuntimeError, IndexError, ValueError) as error:  # these sizes do not go together
@@ -83,10 +86,8 @@ def _choices(nodes: Sequence[fx.Node]) -> Iterator[dict[sympy.Symbol, int]]:
         for size in [*value.shape, *value.stride()] if isinstance(value, Tensor) else [value]:
             if isinstance(size, torch.SymInt):
                 expression = size.node.expr
-                environment = size.node.shape_env
-                known = getattr(environment, "backed_var_to_val", None) or environment.var_to_val
                 for symbol in sorted(expression.free_symbols, key=str):
-                    symbols.setdefault(symbol, int(known.get(symbol, 3)))
+                    symbols.setdefault(symbol, example(symbol, size.node.shape_env) or 3)
                 for part in sympy.preorder_traversal(expression):
                     if not (part.is_Symbol or part.is_Number or part.is_Add or part.is_Mul or part.is_Pow):
                         awkward |= part.free_symbols  # a division that has to come out even

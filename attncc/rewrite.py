@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from attncc import ir, replay
-from attncc.convert import Converted, convert
+from attncc.convert import Converted, convert, fix_divided_sizes
 from attncc.emit import Emitter, emit
 from attncc.locate import location
 from attncc.passes import PASSES
@@ -52,6 +52,8 @@ class Found:
     """The same, symbols replaced by their example values."""
     device: str = "cpu"
     requires_grad: bool = False
+    unsound: str = ""
+    """What the replay saw, where it refused the site."""
 
 
 def rewrite(aten: fx.GraphModule, *, verify: bool = True) -> tuple[fx.GraphModule, list[Found], History]:
@@ -60,6 +62,21 @@ def rewrite(aten: fx.GraphModule, *, verify: bool = True) -> tuple[fx.GraphModul
     Returns the graph, what was found in the order of the program, and the IR after every pass. `verify` says whether
     fused sites are replayed against the original; the IR is verified always. A graph without attention is unchanged.
     """
+    order = {node.name: n for n, node in enumerate(aten.graph.nodes)}
+    found, history = _attempt(aten, verify)
+    if not all(f.fused for f in found.values()) and fix_divided_sizes(aten):
+        again, history = _attempt(aten, verify)
+        found = {**{name: f for name, f in found.items() if f.fused}, **again}
+    for site in found.values():
+        if site.unsound:
+            warnings.warn(
+                f"{site.location}: {site.unsound}; the fused attention is not used", UnsoundFusion, stacklevel=2
+            )
+    return aten, [found[name] for name in sorted(found, key=lambda n: order.get(n, len(order)))], history
+
+
+def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], History]:
+    """One walk through all passes; what was found, by the name of the FX node."""
     converted = convert(aten)
     graph = converted.graph
     history: History = [("convert", str(graph))]
@@ -81,8 +98,7 @@ def rewrite(aten: fx.GraphModule, *, verify: bool = True) -> tuple[fx.GraphModul
         prune(aten)
         aten.graph.lint()
         aten.recompile()
-    order = {node.name: n for n, node in enumerate(before)}
-    return aten, [found[name] for name in sorted(found, key=lambda n: order.get(n, len(order)))], history
+    return found, history
 
 
 def _fuse(
@@ -99,6 +115,7 @@ def _fuse(
         site.size_hints[name] = value(size, hints) or 1
     emitter = Emitter(converted, anchor)
     try:
+        _check_modes(converted, node, anchor)
         result = emit(emitter, node)
         if verify:
             _replay(emitter, node, result, site)
@@ -109,6 +126,14 @@ def _fuse(
     _require(aten, node)
     anchor.replace_all_uses_with(result)
     return site
+
+
+def _check_modes(converted: Converted, node: ir.Attention, anchor: fx.Node) -> None:
+    """Raises Refused where gradients or autocast are switched between the score and the output."""
+    names = {name.partition(".")[0] for name in node.covers}
+    start = min((p for n, p in converted.positions.items() if n.name in names), default=0)
+    if any(start < fence < converted.positions[anchor] for fence in converted.fences):
+        raise Refused("a mode of PyTorch (gradients or autocast) changes between the score and the output", node.name)
 
 
 def _replay(emitter: Emitter, node: ir.Attention, result: fx.Node, site: Found) -> None:
@@ -127,9 +152,7 @@ def _replay(emitter: Emitter, node: ir.Attention, result: fx.Node, site: Found) 
         log.debug("%s: replay failed", site.location, exc_info=True)
         raise Refused(f"the replay of the site failed: {type(error).__name__}: {error}", node.name) from error
     if problem is not None:
-        warnings.warn(
-            f"{site.location}: the fused attention shows {problem}; it is not used", UnsoundFusion, stacklevel=2
-        )
+        site.unsound = f"the replay showed {problem}"
         raise Refused(f"the replay showed {problem}", node.name)
 
 

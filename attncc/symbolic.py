@@ -42,14 +42,22 @@ def equal(a: Dim, b: Dim) -> bool:
     """Whether two sizes are the same whatever the symbols are; False where that is not known."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
-    return a == b or reduce(sympy.sympify(a) - b) == 0
+    return bool(a == b) or _equal(sympy.sympify(a), sympy.sympify(b))
+
+
+@lru_cache(4096)
+def _equal(a: sympy.Expr, b: sympy.Expr) -> bool:
+    return reduce(a - b) == 0
 
 
 def product(sizes: Any) -> Dim:
     """The product of sizes; 1 for none."""
     total: Dim = 1
     for size in sizes:
-        total = total * size if isinstance(total, int) and isinstance(size, int) else reduce(total * size)
+        if total == 1 or size == 1:
+            total = size if total == 1 else total
+        else:
+            total = total * size if isinstance(total, int) and isinstance(size, int) else reduce(total * size)
     return total
 
 
@@ -76,10 +84,14 @@ def at_least(a: Dim, b: Dim) -> bool:
     """Whether a >= b can be proved from what is known of the symbols (sizes are at least 1)."""
     if isinstance(a, int) and isinstance(b, int):
         return a >= b
-    return _non_negative(sympy.expand(sympy.sympify(a) - b))
+    return _at_least(sympy.sympify(a), sympy.sympify(b))
 
 
 @lru_cache(4096)
+def _at_least(a: sympy.Expr, b: sympy.Expr) -> bool:
+    return _non_negative(sympy.expand(a - b))
+
+
 def _non_negative(expression: sympy.Expr) -> bool:
     if expression.is_number:
         return bool(expression >= 0)

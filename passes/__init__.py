@@ -7,11 +7,13 @@ from attncc.passes.fold_views import fold_views
 from attncc.passes.fuse_attention import fuse_attention
 from attncc.passes.hoist_scale import hoist_scale
 from attncc.passes.merge_bilinear import merge_bilinear
+from attncc.passes.product_sum import product_sum
 
 PASSES: tuple[Callable[[ir.Graph], ir.Graph], ...] = (
     # Layouts become names: every node reads what was really computed.
     fold_views,
-    # Products in one form: scalars outside, chains of products together.
+    # Products in one form: by whatever name, scalars outside, chains of products together.
+    product_sum,
     hoist_scale,
     merge_bilinear,
     # Score, softmax and weighted sum become one node.

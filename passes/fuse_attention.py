@@ -41,9 +41,8 @@ class _Score:
 
 def fuse_attention(graph: ir.Graph) -> ir.Graph:
     """The graph with every weighted sum that can be fused replaced by an Attention of the same name."""
-    fused = [
-        fuse(graph, n) for n in graph if isinstance(n, ir.Contract) and isinstance(why_not(graph, n), ir.Attention)
-    ]
+    tried = [why_not(graph, node) for node in graph if isinstance(node, ir.Contract)]
+    fused = [node for node in tried if isinstance(node, ir.Attention)]
     return graph.with_nodes(fused, "fuse_attention").without_dead()
 
 
@@ -82,14 +81,16 @@ def _attention(
 ) -> ir.Attention:
     graph = reader.graph
     score = _score(reader, contract, softmax.x)
+    covers = _covered(reader, contract, softmax, score.load.tensor)
     roles = _with_fixed_group(graph, assign(contract, weights, score.q, score.k, v), score)
     sizes = score.sizes
     axes_by_role = {"b": roles.b, "h": roles.h, "i": roles.i, "j": roles.j}
     q, k, v = (_uncast(graph, a) for a in (score.q, score.k, v))
     dtype = _common_dtype(graph, q, k, v)
     builder = SpecBuilder(graph, axes_by_role, sizes, "float64" if dtype == "float64" else "float32", score.load)
-    plain = simplify(softmax.x, lambda leaf: leaf == score.load)
-    x, mask, fill = split_mask(plain, lambda tree: any(node == score.load for node in tree.walk()))
+    x, mask, fill = split_mask(
+        simplify(softmax.x, score.load), lambda tree: any(node == score.load for node in tree.walk())
+    )
     score_mod = builder.convert(x)
     mask = None if mask is None else builder.convert(mask)
     static: list[tuple[Dim, int]] = []
@@ -130,12 +131,29 @@ def _attention(
     return ir.Attention(
         contract.name, contract.dtype, tuple(sizes.items()), contract.dims,
         q, k, v, score.weight, tuple(builder.extras), spec, all_roles,
-        tuple(builder.scalars), tuple(builder.integers), tuple(static),
+        tuple(builder.scalars), tuple(builder.integers), tuple(static), covers,
     )  # fmt: skip
 
 
+def _covered(reader: Reader, contract: ir.Contract, softmax: Softmax, score: str) -> tuple[str, ...]:
+    """The nodes between score product and weighted sum. Raises Refused where anything else reads one of them."""
+    inside = {score, *reader.through, *softmax.reductions}
+    covered = {score}
+    for name in reader.graph.nodes:
+        if name in inside and any(r in covered for r in reader.graph.nodes[name].reads):
+            covered.add(name)
+    for name in covered:
+        others = [u.name for u in reader.graph.users(name) if u.name not in covered and u.name != contract.name]
+        if name in reader.graph.outputs:
+            others.append("the caller")
+        if others:
+            what = "scores" if name == score else "attention weights"
+            raise Refused(f"the {what} are also used by {others[0]}, and a fused kernel does not return them", name)
+    return tuple(name for name in reader.graph.nodes if name in covered)
+
+
 def _score(reader: Reader, contract: ir.Contract, x: ex.Expr) -> _Score:
-    """The product of queries and keys in a score. Of several, the first that fits. Raises Refused."""
+    """The product of queries and keys in a score: of several, the first that fits. Raises Refused."""
     loads = dict.fromkeys(leaf for leaf in x.walk() if isinstance(leaf, ex.Load))
     refused: Refused | None = None
     for load in loads:
@@ -150,7 +168,9 @@ def _score(reader: Reader, contract: ir.Contract, x: ex.Expr) -> _Score:
             return _operands(reader, contract, node, load, bound)
         except Refused as reason:
             refused = refused or reason
-    raise refused or Refused("the softmax is not over a product of queries and keys", contract.name)
+    notes = [n.note for n in (reader.graph.nodes[x.tensor] for x in loads) if isinstance(n, ir.Opaque) and n.note]
+    why = f" ({notes[0]})" if notes else ""
+    raise refused or Refused(f"the softmax is not over a product of queries and keys{why}", contract.name)
 
 
 def _operands(
@@ -166,8 +186,8 @@ def _operands(
         raise Refused("the score is not a product of two tensors over one axis", node.name)
     moving = [bool(axes_of(a) & keys) for a in operands]
     if moving[0] == moving[1]:
-        side = "both operands" if moving[0] else "no operand"
-        raise Refused(f"{side} of the score product moves along the axis of the softmax", node.name)
+        side = "both operands of the score product move" if moving[0] else "no operand of the score product moves"
+        raise Refused(f"{side} along the axis of the softmax", node.name)
     k, q = operands if moving[0] else operands[::-1]
     inner = tuple(sorted(fresh, key=lambda a: a not in axes_of(k)))
     if weight is not None and not axes_of(weight) - set(inner) <= set(contract.sizes):

@@ -21,14 +21,14 @@ def hoist_scale(graph: ir.Graph) -> ir.Graph:
     """The graph with scalar factors of product operands applied to the product instead."""
     made: dict[str, ir.Node] = {}
     for node in graph:
-        made[node.name] = node
+        maps: list[ir.Map] = []
         while isinstance(node, ir.Contract):
             hoisted = _hoisted(node, made)
             if hoisted is None:
                 break
-            inner, outer = hoisted
-            made = {**{n: v for n, v in made.items() if n != outer.name}, inner.name: inner, outer.name: outer}
-            node = inner
+            node, scaled = hoisted
+            maps.append(scaled)
+        made.update({n.name: n for n in (node, *reversed(maps))})
     return ir.Graph(made, graph.outputs, "hoist_scale", graph.hints).without_dead()
 
 

@@ -14,13 +14,13 @@ from attncc.symbolic import Dim
 def near_misses(before: ir.Graph, after: ir.Graph) -> Iterator[tuple[str, str]]:
     """Name and reason of each. `before` is the graph that `fuse_attention` saw, `after` what it made."""
     reasons = {}
+    fused = {n.name for n in after if isinstance(n, ir.Attention)}
     for node in before:
-        if isinstance(node, ir.Contract):
+        if isinstance(node, ir.Contract) and node.name not in fused:
             reason = why_not(before, node)
             if isinstance(reason, Refused):
                 reasons[node.name] = reason.reason
     yield from reasons.items()
-    fused = {n.name for n in after if isinstance(n, ir.Attention)}
     for node in before:
         if isinstance(node, ir.Opaque) and "scaled_dot_product_attention" in node.op:
             yield node.name, node.note or "this form of the call is not known"

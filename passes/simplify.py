@@ -32,20 +32,24 @@ _INVERSE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "e
 _COMPARISONS = frozenset(_INVERSE)
 
 
-def simplify(expr: ex.Expr, moving: Callable[[ex.Expr], bool]) -> ex.Expr:
-    """`expr` in the form above; `moving` says of a leaf whether it is the score."""
+def simplify(expr: ex.Expr, score: ex.Load) -> ex.Expr:
+    """`expr` in the form above. Loads, `score` among them, stay as they are: their indices are no score arithmetic."""
+    loads = dict.fromkeys(node for node in expr.walk() if isinstance(node, ex.Load))
+    names: dict[ex.Expr, ex.Expr] = {load: ex.Scalar(f"load {n}", load.dtype) for n, load in enumerate(loads)}
     scored: dict[ex.Expr, bool] = {}
 
     def has_score(node: ex.Expr) -> bool:
         if node not in scored:
-            scored[node] = moving(node) or (not isinstance(node, ex.Load) and any(map(has_score, node.args)))
+            scored[node] = node == names[score] or any(map(has_score, node.args))
         return scored[node]
 
+    expr = ex.substitute(expr, names.get)
     previous: ex.Expr | None = None
     while previous != expr:
         previous = expr
         expr = ex.substitute(expr, lambda node: _rewritten(node, has_score))
-    return expr
+    back = {name: load for load, name in names.items()}
+    return ex.substitute(expr, back.get)
 
 
 def _rewritten(node: ex.Expr, has_score: Callable[[ex.Expr], bool]) -> ex.Expr | None:
@@ -108,6 +112,10 @@ def _logic(node: ex.Op) -> ex.Expr | None:
     match node:
         case ex.Op("not", (ex.Op("not", (x,)),)):
             return x
+        case ex.Op("ge", (ex.Index(), ex.Const(value))) if value <= 0:
+            return ex.Const(True, "bool")
+        case ex.Op("lt", (ex.Index(), ex.Const(value))) if value <= 0:
+            return ex.Const(False, "bool")
         case ex.Op("not", (ex.Op(name, (a, b)),)) if name in _INVERSE and a.dtype in ex.INTEGERS:
             return op(_INVERSE[name], a, b)  # of floats it would be wrong for NaN
         case ex.Op("and" | "or" as name, (ex.Const(value), x)) | ex.Op("and" | "or" as name, (x, ex.Const(value))):

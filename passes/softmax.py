@@ -19,11 +19,13 @@ from attncc.symbolic import equal, product
 
 @dataclass(frozen=True)
 class Softmax:
-    """x, what a row of nothing but -inf gives, and whether the original subtracts the maximum."""
+    """x, what a row of nothing but -inf gives, whether the original subtracts the maximum."""
 
     x: ex.Expr
     empty_row: str
     shifted: bool
+    reductions: tuple[str, ...]
+    """The nodes that are the sum and the maximum."""
 
 
 def match_softmax(reader: Reader, contract: ir.Contract, access: ir.Access) -> Softmax | None:
@@ -34,6 +36,7 @@ def match_softmax(reader: Reader, contract: ir.Contract, access: ir.Access) -> S
     weights = without_casts(reader.read(access))
     empty_row = "nan"
     shift: tuple[ex.Expr, ex.Load | None] | None
+    top: ex.Load | None
     match weights:
         case ex.Op("where", (ex.Op("eq", (ex.Load(), ex.Const(limit))), ex.Const(0.0), inner)) if limit == -float(
             "inf"
@@ -43,7 +46,8 @@ def match_softmax(reader: Reader, contract: ir.Contract, access: ir.Access) -> S
         case ex.Op("div", (raised, ex.Load() as total)):
             shift = _shift_of(without_casts(raised))
         case ex.Op("exp", (ex.Op("sub", (x, ex.Op("add", (ex.Load() as top, ex.Op("log", (ex.Load() as total,)))))),)):
-            raised, shift = ex.op("exp", ex.op("sub", x, top)), (x, top)
+            raised = ex.op("exp", ex.op("sub", x, top))
+            shift = x, top
         case _:
             return None
     if shift is None:
@@ -53,7 +57,7 @@ def match_softmax(reader: Reader, contract: ir.Contract, access: ir.Access) -> S
         return None
     if top is not None and not _is_reduction(reader, contract, top, "max", x):
         raise Refused("the exponent is shifted by something other than the row's maximum", access.value)
-    return Softmax(x, empty_row, top is not None)
+    return Softmax(x, empty_row, top is not None, tuple(r.tensor for r in (total, top) if r is not None))
 
 
 def _shift_of(raised: ex.Expr) -> tuple[ex.Expr, ex.Load | None] | None:

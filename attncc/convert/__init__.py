@@ -2,5 +2,17 @@
 
 from attncc.convert import attention, contractions, creation, pointwise, views
 from attncc.convert.driver import Converted, Source, convert
+from attncc.convert.sizes import fix_divided_sizes, hints
 
-__all__ = ["Converted", "Source", "attention", "contractions", "convert", "creation", "pointwise", "views"]
+__all__ = [
+    "Converted",
+    "Source",
+    "attention",
+    "contractions",
+    "convert",
+    "creation",
+    "fix_divided_sizes",
+    "hints",
+    "pointwise",
+    "views",
+]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import fx
 
@@ -79,19 +78,18 @@ def product_plus(c: Context, node: fx.Node) -> ir.Node:
     start, a, b = (c.value(x) for x in node.args[:3])
     beta, alpha = (node.kwargs.get(n, 1) for n in ("beta", "alpha"))
     product = _product(c, node, f"{node.name}.product", a, b)
+    # beta = 0 means by definition that the input is not even read: NaN in it does not count.
+    terms = [(product, alpha)] if beta == 0 else [(start, beta), (product, alpha)]
+    arguments: list[ex.Expr | ir.Node] = [x for value, factor in terms for x in (value, c.scalar(factor))]
 
-    def times(factor: Any, value: ex.Expr) -> ex.Expr:
-        return value if factor == 1 else ex.op("mul", value, as_dtype(factor, value.dtype))
+    def body(*leaves: ex.Expr) -> ex.Expr:
+        scaled = [
+            x if factor == ex.Const(1, "int64") else ex.op("mul", x, as_dtype(factor, x.dtype))
+            for x, factor in zip(leaves[::2], leaves[1::2], strict=True)
+        ]
+        return scaled[0] if len(scaled) == 1 else ex.op("add", *scaled)
 
-    factors = [f if f == 1 else c.scalar(f) for f in (beta, alpha)]
-    if any(isinstance(f, ir.Node) for f in factors):
-        raise Unsupported("alpha or beta known only at run time")
-    if beta == 0:  # by definition the input is not even read: NaN in it does not count
-        return map_node(c, node.name, result(node), [product], lambda p: times(factors[1], p))
-    return map_node(
-        c, node.name, result(node), [start, product],
-        lambda s, p: ex.op("add", times(factors[0], s), times(factors[1], p)),
-    )  # fmt: skip
+    return map_node(c, node.name, result(node), arguments, body)
 
 
 @lowers("aten.einsum.default")

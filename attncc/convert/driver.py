@@ -18,10 +18,13 @@ from torch import fx
 from attncc import ir
 from attncc.convert.attention import is_attention
 from attncc.convert.context import LOWERINGS, Context, Unsupported, as_dtype, dtype_name, map_node, shape_of, space
+from attncc.convert.sizes import fix_attention_sizes, hints
 from attncc.symbolic import equal
 
 _NO_CHANGE = {"aten.detach_.default", "aten.requires_grad_.default", "aten.set_.source_Tensor"}
 """Operators that PyTorch's schema calls mutable although the elements stay."""
+_MODES = ("grad_enabled", "autocast", "inference_mode", "functorch", "vmap")
+"""Parts of the names of operators that switch how what follows is run."""
 
 
 @dataclass
@@ -40,19 +43,20 @@ class Converted:
     graph: ir.Graph
     sources: Mapping[str, Source]
     positions: Mapping[fx.Node, int]
-    effects: tuple[int, ...]
+    fences: tuple[int, ...]
+    """Positions at which a mode of PyTorch (gradients, autocast) changes."""
 
 
 @dataclass
 class _Driver:
     context: Context = field(init=False)
     current: dict[fx.Node, str] = field(default_factory=dict)
-    stale: dict[fx.Node, tuple[str, str]] = field(default_factory=dict)
+    stale: dict[fx.Node, tuple[str, str, str]] = field(default_factory=dict)
     sharing: dict[int, list[fx.Node]] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
     positions: dict[fx.Node, int] = field(default_factory=dict)
     roots: list[str] = field(default_factory=list)
-    effects: list[int] = field(default_factory=list)
+    fences: list[int] = field(default_factory=list)
     here: int = 0
 
     def __post_init__(self) -> None:
@@ -61,12 +65,12 @@ class _Driver:
     def value_of(self, node: fx.Node) -> ir.Node:
         """The value that reading `node` gives now."""
         if node in self.stale:
-            before, changer = self.stale.pop(node)
+            before, changer, change = self.stale.pop(node)
             name = f"{node.name}.{self.here}"
             old = self.context.nodes[before]
             axes, dims = space(old.shape)
             note = f"changed in place by {changer}"
-            self.context.add(ir.Opaque(name, old.dtype, axes, dims, "changed", (before,), note))
+            self.context.add(ir.Opaque(name, old.dtype, axes, dims, "changed", (before, change), note))
             self.current[node] = name
             self.sources[name] = Source(node, self.here - 1)
         return self.context.nodes[self.current[node]]
@@ -75,8 +79,8 @@ class _Driver:
         for number, node in enumerate(gm.graph.nodes):
             self.here = self.positions[node] = number
             self.convert(gm, node)
-        graph = ir.Graph(self.context.nodes, tuple(dict.fromkeys(self.roots)), "convert", _hints(gm))
-        return Converted(graph.without_dead(), self.sources, self.positions, tuple(self.effects))
+        graph = ir.Graph(self.context.nodes, tuple(dict.fromkeys(self.roots)), "convert", hints(gm))
+        return Converted(graph.without_dead(), self.sources, self.positions, tuple(self.fences))
 
     def convert(self, gm: fx.GraphModule, node: fx.Node) -> None:
         """Convert one node and note what it does to memory."""
@@ -94,8 +98,9 @@ class _Driver:
         self.bind(node, made.name)
         for target in written(node):
             self.write(node, target, made)
-        if _is_effect(node):
-            self.effects.append(self.here)
+        if any(mode in str(node.target) for mode in _MODES):
+            self.fences.append(self.here)
+        if self.is_effect(node):
             self.roots.append(made.name)
 
     def bind(self, node: fx.Node, name: str) -> None:
@@ -160,6 +165,16 @@ class _Driver:
         if not right or made.dtype != dtype_name(value.dtype):
             raise Unsupported(f"conversion gave {made.dtype}{list(made.shape)} for {value.dtype}{list(shape)}")
 
+    def is_effect(self, node: fx.Node) -> bool:
+        """Whether running the node matters beyond its value: a write to memory from outside, a change of modes."""
+        if node.op != "call_function":
+            return bool(node.op == "call_module")
+        targets = written(node)
+        if not targets:
+            return bool(node.is_impure(impure_random=False))
+        shared = [n for t in targets for key in storages(t.meta.get("val")) for n in self.sharing.get(key, [])]
+        return not shared or any(n.op != "call_function" for n in shared)
+
     def write(self, node: fx.Node, target: fx.Node, made: ir.Node) -> None:
         """`node` has written to `target`: every tensor of that storage has a new value."""
         for key in storages(target.meta.get("val")):
@@ -171,7 +186,7 @@ class _Driver:
                     for known in self.sources.values():
                         if known.node is other and known.expires is None and known.position < self.here:
                             known.expires = self.here
-                    self.stale[other] = (name, str(node.target))
+                    self.stale[other] = (name, str(node.target), made.name)
                 if other is target and not isinstance(made, ir.Opaque) and made.shape == self.context.nodes[name].shape:
                     self.stale.pop(other)
                     self.current[other] = made.name
@@ -179,22 +194,8 @@ class _Driver:
 
 def convert(gm: fx.GraphModule) -> Converted:
     """The IR of a pre-dispatch ATen graph whose nodes carry fake values. Never refuses: what is unknown is Opaque."""
-    _fix_sizes(gm)
+    fix_attention_sizes(gm)
     return _Driver().run(gm)
-
-
-def _fix_sizes(gm: fx.GraphModule) -> None:
-    """Make numbers of the sizes that a whole attention call needs as numbers: head sizes and, for groups, heads.
-
-    Turning a SymInt into an int is what adds the guard, so that other sizes compile anew.
-    """
-    for node in gm.graph.nodes:
-        if is_attention(node.target):
-            shapes = [n.meta["val"].shape for n in node.args[:3] if isinstance(n, fx.Node)]
-            for shape in shapes:
-                int(shape[-1])
-                if node.kwargs.get("enable_gqa") and len(shape) > 2:
-                    int(shape[-3])
 
 
 def _functional(name: str) -> str:
@@ -220,13 +221,6 @@ def written(node: fx.Node) -> list[fx.Node]:
     return written
 
 
-def _is_effect(node: fx.Node) -> bool:
-    """Whether running the node matters beyond its value: a write, or a change of PyTorch's modes."""
-    if node.op != "call_function":
-        return node.op == "call_module"
-    return bool(written(node)) or bool(node.is_impure())
-
-
 def storages(value: Any) -> list[int]:
     """Keys of the storages that a fake value (or several) lives in."""
     if isinstance(value, torch.Tensor):
@@ -237,22 +231,6 @@ def storages(value: Any) -> list[int]:
     if isinstance(value, list | tuple):
         return [key for v in value for key in storages(v)]
     return []
-
-
-def _hints(gm: fx.GraphModule) -> dict[str, int]:
-    """An example value of every size symbol that has one."""
-    hints: dict[str, int] = {}
-    for node in gm.graph.nodes:
-        value = node.meta.get("val")
-        values = value.shape if isinstance(value, torch.Tensor) else [value]
-        for size in values:
-            if isinstance(size, torch.SymInt):
-                environment = size.node.shape_env
-                for symbol in size.node.expr.free_symbols:
-                    known = getattr(environment, "backed_var_to_val", None) or environment.var_to_val
-                    if symbol in known and str(symbol) not in hints:
-                        hints[str(symbol)] = int(known[symbol])
-    return hints
 
 
 def _copy(c: Context, node: fx.Node) -> ir.Node:

@@ -142,7 +142,7 @@ def slice_(c: Context, node: fx.Node) -> ir.Node:
     source = c.value(node.args[0])
     given = list(node.args[1:])
     along, start, _, step = given + [0, None, None, 1][len(given) :]
-    along = int(along) % len(source.shape)  # type: ignore[arg-type]
+    along = int(along) % len(source.shape)
     return sliced(c, node, source, along, _offset(start or 0, source.shape[along]), dim(_number(step)))
 
 

@@ -1,0 +1,100 @@
+"""Captures a function as `torch.compile` would and runs what comes out by the float64 oracle, no kernel involved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from attncc import reference
+from attncc.rewrite import Found, History, rewrite
+from attncc.spec import AttentionSpec
+from attncc.tracer import trace
+
+
+class OracleInterpreter(fx.Interpreter):
+    """Runs a rewritten graph with every attention done by `attncc.reference`, in the layout that it promises."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is not torch.ops.attncc.attention.default:
+            return super().call_function(target, args, kwargs)
+        q, k, v, extras, scalars, integers, spec, layout = args
+        assert q.ndim == k.ndim == v.ndim == 4
+        out = reference.attention(AttentionSpec.from_json(spec), q, k, v, extras, scalars, integers).to(q.dtype)
+        return out.transpose(1, 2).contiguous().transpose(1, 2) if layout == "bshd" else out.contiguous()
+
+
+@dataclass
+class Capture:
+    """What was found in a function, what the rewritten function gives, and the graphs."""
+
+    result: Any = None
+    found: list[Found] = field(default_factory=list)
+    graphs: list[fx.GraphModule] = field(default_factory=list)
+    histories: list[History] = field(default_factory=list)
+
+    @property
+    def fused(self) -> list[Found]:
+        return [f for f in self.found if f.fused]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [f.reason for f in self.found if not f.fused]
+
+    def attentions(self) -> list[fx.Node]:
+        return [n for g in self.graphs for n in g.graph.nodes if n.target is torch.ops.attncc.attention.default]
+
+
+def capture(
+    function: Callable[..., Any], args: Sequence[Any], *, dynamic: bool = False, grad: bool = False, **kwargs: Any
+) -> Capture:
+    """Compile `function` for these inputs, call it once and return everything there is to see."""
+    seen = Capture()
+
+    def backend(gm: fx.GraphModule, _: Any) -> Callable[..., Any]:
+        fakes = [n.meta["example_value"] for n in gm.graph.nodes if n.op == "placeholder"]
+        out, found, history = rewrite(trace(gm, fakes))
+        seen.found += found
+        seen.graphs.append(out)
+        seen.histories.append(history)
+        return lambda *inputs: OracleInterpreter(out).run(*inputs)
+
+    torch._dynamo.reset()
+    with torch.set_grad_enabled(grad):
+        seen.result = torch.compile(function, backend=backend, dynamic=dynamic)(*args, **kwargs)
+    return seen
+
+
+def capture_directly(function: Callable[..., Any], args: Sequence[Tensor], *, dynamic: bool = False) -> Capture:
+    """As `capture`, without Dynamo: several times faster, for tests that go through many programs."""
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    fakes = [mode.from_tensor(a, static_shapes=not dynamic, source=ConstantSource(f"x{n}")) for n, a in enumerate(args)]
+    with torch.no_grad(), mode:
+        gm = make_fx(function, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+    out, found, history = rewrite(gm)
+    return Capture(OracleInterpreter(out).run(*args), found, [out], [history])
+
+
+def assert_same(actual: Any, expected: Any, *, tolerance: float = 1e-5) -> None:
+    """Equal values (NaN for NaN), shapes, dtypes and strides, in tensors and tuples of them."""
+    if isinstance(expected, Tensor):
+        assert actual.dtype == expected.dtype
+        assert actual.shape == expected.shape
+        meaningful = [p for p, n in enumerate(expected.shape) if n != 1]
+        assert [actual.stride(p) for p in meaningful] == [expected.stride(p) for p in meaningful]
+        scale = 1 + expected.double().nan_to_num(0).abs().max().item() if expected.numel() else 1
+        loose = {torch.bfloat16: 4e-2, torch.float16: 5e-3}.get(expected.dtype, tolerance)
+        torch.testing.assert_close(actual, expected, atol=loose * scale, rtol=loose, equal_nan=True)
+    elif isinstance(expected, tuple | list):
+        assert len(actual) == len(expected)
+        for a, e in zip(actual, expected, strict=True):
+            assert_same(a, e, tolerance=tolerance)
+    else:
+        assert actual == expected
