@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from operator import index
 from typing import Any
@@ -15,13 +14,12 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from attncc import expr as ex
-from attncc import modfn, modstate
+from attncc import modspec
 from attncc.attention_check import Sizes, check
 from attncc.runtime import op, stats
 from attncc.spec import AttentionSpec, Extra
 
 _FORMS = 1024
-_FUNCTIONS = 128
 
 
 def attention(
@@ -168,7 +166,7 @@ def _spec(
         bilinear=None if bilinear is None else "t0",
         query_dim=None if bilinear is None or bilinear[1] == head_dim else bilinear[1],
         score_mod=score,
-        mask=_all(masks),
+        mask=modspec.conjunction(masks),
         extras=tuple(extras),
         scalars=("s0",),
     )
@@ -183,28 +181,6 @@ def _constant_spec(*facts: Any) -> AttentionSpec:
 _constant_spec._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _all(masks: Sequence[ex.Expr]) -> ex.Expr | None:
-    """The conjunction of boolean expressions; None for none."""
-    if not masks:
-        return None
-    result = masks[0]
-    for mask in masks[1:]:
-        result = ex.op("and", result, mask, dtype="bool")
-    return result
-
-
-@dataclass(frozen=True)
-class _Functions:
-    """What tracing a call's functions gave. It holds no tensor: those are found again in each call's functions."""
-
-    text: str
-    """JSON of the spec with the functions in it."""
-    places: tuple[int, ...]
-    """For each captured tensor its place among all that the functions can reach."""
-    scalars: tuple[float, ...]
-    integers: tuple[int | tuple[int, int], ...]
-
-
 def _with_functions(
     form: _Form,
     q: Tensor,
@@ -215,60 +191,12 @@ def _with_functions(
     score_mod: Callable[..., Any] | None,
     mask_mod: Callable[..., Any] | None,
 ) -> Tensor:
-    functions = (score_mod, mask_mod)
-    reached: list[Tensor] = []
-    states = tuple([None if f is None else modstate.snapshot(f, reached) for f in functions])
-    known = all((f is None) == (state is None) for f, state in zip(functions, states, strict=True))
-    identity = (form.text, q.device, states)
-    found = _functions.get(identity) if known else None
-    if found is None:
-        text, operands = _extended(form.spec, q, score_mod, mask_mod)
-        places = [next((n for n, t in enumerate(reached) if t is captured), -1) for captured in operands.tensors]
-        found = _Functions(text, tuple(places), tuple(operands.scalars), tuple(operands.integers))
-        captured = operands.tensors
-        if known and -1 not in places:
-            _functions[identity] = found
-            while len(_functions) > _FUNCTIONS:
-                _functions.popitem(last=False)
-    else:
-        captured = [reached[place] for place in found.places]
-    integers = [n if isinstance(n, int) else int(captured[n[0]].shape[n[1]]) for n in found.integers]
-    return _reshaped(form, q, k, v, [*tensors, *captured], (scale, *found.scalars), integers, found.text)
+    text, captured, scalars, integers = modspec.extend(form.spec, q, score_mod, mask_mod)
+    return _reshaped(form, q, k, v, [*tensors, *captured], (scale, *scalars), integers, text)
 
 
 _untraced = _disable_dynamo(_with_functions)
 """Under Dynamo the functions are traced here, outside of its graph."""
-
-
-def _extended(
-    spec: AttentionSpec,
-    q: Tensor,
-    score_mod: Callable[..., Any] | None,
-    mask_mod: Callable[..., Any] | None,
-) -> tuple[str, modfn.Operands]:
-    """The spec with the functions' expressions in it, and the tensors that they capture."""
-    operands = modfn.Operands(first_extra=len(spec.extras))
-    score, mask = spec.score_mod, spec.mask
-    if score_mod is not None:
-        scaled = ex.op("mul", ex.Score(score.dtype), ex.Scalar("s0", score.dtype))
-        changed = modfn.trace(score_mod, "score_mod", operands, q.dtype, q.device)
-        if changed.dtype != score.dtype:
-            changed = ex.op("cast", changed, dtype=score.dtype)
-        changed = ex.substitute(changed, lambda node: scaled if isinstance(node, ex.Score) else None)
-        score = ex.substitute(score, lambda node: changed if node == scaled else None)
-    if mask_mod is not None:
-        added = modfn.trace(mask_mod, "mask_mod", operands, q.dtype, q.device)
-        mask = _all([m for m in (mask, added) if m is not None])
-    captured = tuple(Extra(operands.name(t), _name(t.dtype), t.ndim) for t in operands.tensors)
-    extended = replace(
-        spec,
-        score_mod=score,
-        mask=mask,
-        extras=spec.extras + captured,
-        scalars=("s0", *(f"s{1 + at}" for at in range(len(operands.scalars)))),
-        integers=tuple(f"n{at}" for at in range(len(operands.integers))),
-    )
-    return extended.json, operands
 
 
 def _reshaped(
@@ -332,4 +260,3 @@ def _name(dtype: torch.dtype) -> str:
 
 
 _forms: dict[Any, _Form] = {}
-_functions: OrderedDict[Any, _Functions] = OrderedDict()

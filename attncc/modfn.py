@@ -10,9 +10,8 @@ kernel.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from attncc import expr as ex
+from attncc.modargs import Operands, lift_numbers
 
 Modification = Callable[..., Any]
 """A score_mod or mask_mod."""
@@ -36,44 +36,6 @@ _BINARY = {
 _COMPARE = {"lt", "le", "gt", "ge", "eq", "ne"}
 _LOGIC = {"logical_and": "and", "logical_or": "or", "logical_xor": "xor"}
 _SAME = {"alias", "detach", "clone", "lift_fresh", "lift_fresh_copy", "view", "expand", "squeeze", "contiguous"}
-
-
-@dataclass
-class Operands:
-    """What functions read beside scores and indices, as run-time arguments of the spec."""
-
-    first_extra: int = 0
-    """Number of the first extra: those before it belong to the caller. So does the float scalar s0, the scale."""
-    tensors: list[Tensor] = field(default_factory=list)
-    """Captured tensors, in order of extras."""
-    scalars: list[float] = field(default_factory=list)
-    """Values of the float scalars s1, s2, …"""
-    integers: list[int | tuple[int, int]] = field(default_factory=list)
-    """For each integer scalar n0, n1, … its value, or (position in `tensors`, dimension) of a size."""
-
-    def extra(self, tensor: Tensor) -> int:
-        """The position of `tensor` among the captured ones; the same one each time it is read."""
-        for at, known in enumerate(self.tensors):
-            if known is tensor:
-                return at
-        self.tensors.append(tensor)
-        return len(self.tensors) - 1
-
-    def name(self, tensor: Tensor) -> str:
-        """The extra's name of `tensor`."""
-        return f"t{self.first_extra + self.extra(tensor)}"
-
-    def integer(self, value: int | tuple[int, int]) -> ex.Expr:
-        """A number, or the size of a captured tensor, as a run-time scalar."""
-        if value not in self.integers:
-            self.integers.append(value)
-        return ex.Scalar(f"n{self.integers.index(value)}", "int64")
-
-    def scalar(self, value: float, dtype: str) -> ex.Expr:
-        """A number as a run-time scalar."""
-        if value not in self.scalars:
-            self.scalars.append(value)
-        return ex.Scalar(f"s{1 + self.scalars.index(value)}", dtype)
 
 
 def trace(function: Modification, kind: str, operands: Operands, dtype: torch.dtype, device: torch.device) -> ex.Expr:
@@ -99,36 +61,11 @@ def trace(function: Modification, kind: str, operands: Operands, dtype: torch.dt
         ) from error
     leaves: list[ex.Expr] = [ex.Index(axis) for axis in ex.AXES]
     if kind == "score_mod":
-        leaves.insert(0, ex.Score(_name(score.dtype)))
+        leaves.insert(0, ex.Score(dtype_name(score.dtype)))
     result = _Translator(graph, kind, function, operands).run(leaves)
     if kind == "mask_mod" and result.dtype != "bool":
         raise TypeError(f"mask_mod {_called(function)} returns {result.dtype}, not bool")
-    return _lifted(result, operands)
-
-
-def _lifted(expr: ex.Expr, operands: Operands) -> ex.Expr:
-    """`expr` with its numbers as run-time scalars, so that one kernel serves every window, cap and slope.
-
-    Left as constants are small and special numbers, and integer factors, divisors and exponents: what the compiler
-    makes of them is worth more than a shared kernel.
-    """
-    kept = {"pow", "mul", "floordiv", "mod"}
-
-    def visit(node: ex.Expr, args: tuple[ex.Expr, ...]) -> ex.Expr:
-        rebuilt = ex.with_args(node, args)
-        if not isinstance(rebuilt, ex.Op) or rebuilt.name == "pow":
-            return rebuilt
-        return ex.with_args(rebuilt, tuple(lift(arg, rebuilt.name) for arg in rebuilt.operands))
-
-    def lift(node: ex.Expr, under: str) -> ex.Expr:
-        if not isinstance(node, ex.Const) or isinstance(node.value, bool) or abs(node.value) <= 2:
-            return node
-        if node.dtype in ("float32", "float64"):
-            return operands.scalar(float(node.value), node.dtype) if math.isfinite(node.value) else node
-        return operands.integer(int(node.value)) if node.dtype == "int64" and under not in kept else node
-
-    result: ex.Expr = ex.fold(expr, visit)
-    return result
+    return lift_numbers(result, operands)
 
 
 class _IndexByTensor(TorchFunctionMode):
@@ -196,9 +133,11 @@ class _Translator:
             first = args[0]
             source = self.done[first] if isinstance(first, fx.Node) else None
             if name.startswith("lift_fresh") and isinstance(source, _Table) and source.tensor.ndim == 0:
-                return _constant(source.tensor.item(), _name(source.tensor.dtype))  # torch.tensor(1.0) in the function
+                return _constant(
+                    source.tensor.item(), dtype_name(source.tensor.dtype)
+                )  # torch.tensor(1.0) in the function
             return source
-        dtype = _name(node.meta["val"].dtype) if isinstance(node.meta.get("val"), Tensor) else ""
+        dtype = dtype_name(node.meta["val"].dtype) if isinstance(node.meta.get("val"), Tensor) else ""
         found = self._pointwise(node, name, dtype) if dtype and not node.meta["val"].ndim else None
         if found is None:
             raise NotImplementedError(
@@ -273,7 +212,7 @@ class _Translator:
 
     def _compare(self, name: str, left: Any, right: Any) -> ex.Expr:
         values = [a.meta["val"] if isinstance(a, fx.Node) else a for a in (left, right)]
-        dtype = _name(torch.result_type(*values))
+        dtype = dtype_name(torch.result_type(*values))
         return ex.op(name, self._as(left, dtype), self._as(right, dtype))
 
     def _index(self, node: fx.Node, name: str) -> ex.Expr | _Table:
@@ -308,7 +247,7 @@ class _Translator:
         return ex.op("min", ex.op("max", wrapped, zero), last)
 
     def _load(self, table: _Table) -> ex.Expr:
-        return ex.Load(self.operands.name(table.tensor), table.index, _name(table.tensor.dtype))
+        return ex.Load(self.operands.name(table.tensor), table.index, dtype_name(table.tensor.dtype))
 
     def _value(self, arg: Any) -> ex.Expr:
         if not isinstance(arg, fx.Node):
@@ -339,7 +278,8 @@ def _constant(value: Any, dtype: str) -> ex.Const:
     return ex.Const(bool(value) if dtype == "bool" else float(value) if dtype in ex.FLOATS else int(value), dtype)
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name that expressions use. Raises NotImplementedError for a dtype that they lack."""
     name = str(dtype).removeprefix("torch.")
     if name not in ex.DTYPES:
         raise NotImplementedError(f"{dtype} in a score or mask function")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 
 _PURE_MODULES = ("torch", "math", "operator", "numpy", "builtins", "functools")
 """Modules whose functions depend on nothing but their arguments."""
@@ -55,10 +56,10 @@ def _state(value: Any, tensors: list[Tensor], depth: int) -> Any:
         return type(value), *(_state(part, tensors, depth + 1) for part in value)
     if isinstance(value, dict):
         return dict, *((_state(k, tensors, depth + 1), _state(v, tensors, depth + 1)) for k, v in value.items())
-    module = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None) or ""
-    builtin = isinstance(value, (types.BuiltinFunctionType, types.ModuleType, type)) or callable(value)
-    if builtin and module.partition(".")[0] in _PURE_MODULES:
-        return value
+    if isinstance(value, (types.BuiltinFunctionType, types.ModuleType, type, OpOverload, OpOverloadPacket)):
+        module = value.__name__ if isinstance(value, types.ModuleType) else value.__module__ or ""
+        if module.partition(".")[0] in _PURE_MODULES:
+            return value
     raise _Unknown
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from attncc import modfn
 from attncc.attention import attention
+from attncc.runtime.stats import stats
 
 
 def rand(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -367,3 +369,30 @@ def test_bad_input_is_named_before_anything_runs(name: str) -> None:
     kind, says, call = BAD[name]
     with pytest.raises(kind, match=says):
         call()
+
+
+def test_functions_are_traced_again_only_when_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function made anew at each call, over new tensors and numbers, costs no new kernel and, if alike, no trace."""
+    traces = []
+    trace = modfn.trace
+    monkeypatch.setattr(modfn, "trace", lambda *args: traces.append(1) or trace(*args))
+    q, k, v = rand(1, 2, 6, 8), rand(1, 2, 6, 8), rand(1, 2, 6, 8)
+
+    def call(table: Tensor, cap: float, width: int) -> None:
+        def mod(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return cap * torch.tanh(s / cap) + table[h, j]
+
+        def near(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return (i - j).abs() < width
+
+        i, j = torch.arange(6)[:, None], torch.arange(6)
+        score = (q @ k.transpose(-1, -2)) / math.sqrt(8)
+        score = (cap * torch.tanh(score / cap) + table[:, None]).masked_fill((i - j).abs() >= width, -math.inf)
+        torch.testing.assert_close(attention(q, k, v, score_mod=mod, mask_mod=near), score.softmax(-1) @ v)
+
+    stats(reset=True)
+    for cap, width, traced in ((3.0, 3, 2), (3.0, 3, 2), (4.0, 3, 3), (4.0, 4, 4), (3.0, 3, 4)):
+        call(rand(2, 6), cap, width)
+        call(rand(2, 6), cap, width)
+        assert len(traces) <= 2 * traced
+    assert len(stats().kernels) == 1
