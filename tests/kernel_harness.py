@@ -94,9 +94,9 @@ def build(family: Family, spec: AttentionSpec, target: Target, decisions: tuple[
 
 def compile_module(family: Family, spec: AttentionSpec, target: Target, decisions: Mapping[str, int]) -> Any:
     """The module that `tvm.compile` makes; its generated code can be inspected."""
-    from attncc._tvm import tvm
+    from attncc import _tvm
 
-    return tvm.compile(family.module(spec, target, decisions), target=llvm(target))
+    return _tvm.compile_module(family.module(spec, target, decisions), llvm(target))
 
 
 def llvm(target: Target) -> Any:

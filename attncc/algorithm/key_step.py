@@ -9,16 +9,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from attncc import expr as ex
 from attncc._tvm import Buffer, T, Var, tirx
 from attncc.algorithm import numeric
-from attncc.algorithm.blocks import scope, stage, store, tile
+from attncc.algorithm.blocks import let, scope, stage, store, tile
 from attncc.algorithm.lower_expr import Env, lower
 from attncc.algorithm.signature import Signature, compute_dtype
 from attncc.algorithm.storage import pack, storage_dtype, unpack
 from attncc.spec import AttentionSpec
+
+OPAQUE = """
+define i64 @attncc_opaque(i64 %value) alwaysinline {
+  %same = call i64 asm sideeffect "", "=r,0"(i64 %value)
+  ret i64 %same
+}
+"""
+"""LLVM IR of a function that hides where a number comes from. Row positions are the same in all steps: LLVM would compute
+their vectors before the loop and keep them in registers all through it, and the products' accumulators would be spilled."""
 
 EDGE = ".edge"
 """Suffix of the names of blocks that handle mask and sequence ends."""
@@ -108,6 +118,9 @@ class Tile:
 
 def key_step(t: Tile, block: Var, edge: bool) -> None:
     """Emit the step for key block number `block`; `edge` where it may hold masked keys or the end of the sequence."""
+    trees = (t.spec.score_mod, t.spec.mask) if edge else (t.spec.score_mod,)
+    if any(node == ex.Index("i") for tree in trees if tree is not None for node in tree.walk()):
+        t = replace(t, first_row=let("step_row", T.call_extern("int64", "attncc_opaque", t.first_row)))
     step = _Step(t, block, edge)
     step.score()
     step.online_max()
@@ -174,7 +187,7 @@ class _Step:
             with stage(self.name("base"), "S", m=queries) as (m,):
                 store(t.base, [m], finite(t.new_maximum[m]))
             with stage(self.name("decay"), "S", m=queries) as (m,):
-                store(t.decay, [m], exp(t.maximum[m] - t.base[m]))
+                store(t.decay, [m], exp(t.maximum[m] - t.base[m], t.tiling))
 
     def commit_max(self) -> None:
         with (
@@ -189,7 +202,7 @@ class _Step:
         with scope(self.name("probabilities")):
             p = tile("p", (keys, queries), t.dtype)
             with stage(self.name("exp"), "SS", n=keys, m=queries) as (n, m):
-                store(p, [n, m], exp(t.scores[n, m] - t.base[m]))
+                store(p, [n, m], exp(t.scores[n, m] - t.base[m], t.tiling))
             with stage(self.name("keep_p"), "SS", n=keys, m=queries) as (n, m):
                 store(t.probabilities, [n, m], pack(t.tiling.dtype, p[n, m]))
             with stage(self.name("row_sum"), "SR", m=queries, n=keys) as (m, n):
@@ -210,8 +223,7 @@ class _Step:
         with scope(self.name("weighted_sum")):
             v = tile("v_tile", (keys, columns), t.tiling.storage)
             with stage(self.name("load_v"), "SS", n=keys, e=columns) as (n, e):
-                column = e if columns == t.spec.value_dim else T.min(e, t.spec.value_dim - 1)
-                store(v, [n, e], pack(t.tiling.dtype, t.signature.v[t.batch, t.kv_head, self.key_row(n), column]))
+                store(v, [n, e], self.value(n, e))
             product = tile("product", (columns, queries), t.dtype)
             with stage(self.name("pv"), "SSR", e=columns, m=queries, n=keys) as (e, m, n):
                 with T.init():
@@ -221,6 +233,15 @@ class _Step:
             with stage(self.name("accumulate"), "SS", e=columns, m=queries) as (e, m):
                 store(t.new_output, [e, m], t.output[e, m] * t.decay[m] + product[e, m])
 
+    def value(self, n: Any, e: Any) -> Any:
+        """An element of v as its tile holds it; 0 past the end, where an infinity times a probability of 0 would be NaN."""
+        t = self.t
+        column = e if t.tiling.columns == t.spec.value_dim else T.min(e, t.spec.value_dim - 1)
+        value = pack(t.tiling.dtype, t.signature.v[t.batch, t.kv_head, self.key_row(n), column])
+        if not self.edge:
+            return value
+        return T.Select(self.key(n) < t.signature.sizes["Skv"], value, tirx.const(0, t.tiling.storage))
+
     def commit_output(self) -> None:
         with (
             scope(self.name("commit_output")),
@@ -229,9 +250,10 @@ class _Step:
             store(self.t.output, [e, m], self.t.new_output[e, m])
 
 
-def exp(x: Any) -> Any:
-    """e**x for a softmax, where no x is above 0 (rounding aside)."""
-    return numeric.exp2(x * numeric.const(numeric.LOG2E, x), at_most_zero=True)
+def exp(x: Any, tiling: Tiling) -> Any:
+    """e**x for a softmax, where no x is above 0 (rounding aside), as exactly as the tile's dtype can tell."""
+    short = tiling.dtype == "bfloat16"
+    return numeric.exp2(x * numeric.const(numeric.LOG2E, x), at_most_zero=True, short=short)
 
 
 def finite(maximum: Any) -> Any:

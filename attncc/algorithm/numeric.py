@@ -26,6 +26,7 @@ _EXP2 = {
                 1.3215486808929519e-6, 1.5252733842009232e-5, 1.5403530393370558e-4, 1.3333558146406117e-3,
                 9.6181291076284775e-3, 5.5504108664821628e-2, 2.4022650695910071e-1, 6.9314718055994531e-1),
 }  # fmt: skip
+_SHORT_EXP2 = (5.5008846522862939e-2, 2.4221117432922984e-1, 6.9328295981552513e-1)
 # e**r = 1 + r + r^2 P(r) on |r| <= log(2) / 2
 _EXP = {
     "float32": (1.3926391896140632e-3, 8.3633458109871111e-3, 4.1666553362644262e-2, 1.6666575985420823e-1, 0.5),
@@ -83,10 +84,13 @@ def cast(dtype: str, value: tirx.Expr) -> tirx.Expr:
     if source == dtype:
         return value
     if source == "bfloat16":
-        bits = tirx.Cast("uint32", tirx.reinterpret("uint16", value))
-        wide = tirx.reinterpret("float32", tirx.shift_left(bits, tirx.const(16, "uint32")))
-        return cast(dtype, wide)
+        return cast(dtype, widened(tirx.reinterpret("uint16", value)))
     return tirx.Cast(dtype, value)
+
+
+def widened(bits: tirx.Expr) -> tirx.Expr:
+    """The float32 number whose upper half is `bits` (uint16): the value of a bfloat16 with these bits."""
+    return tirx.reinterpret("float32", tirx.shift_left(tirx.Cast("uint32", bits), tirx.const(16, "uint32")))
 
 
 _BINDINGS: ContextVar[list[tuple[Var, tirx.Expr]] | None] = ContextVar("_BINDINGS", default=None)
@@ -147,16 +151,18 @@ def library(name: str, x: tirx.Expr) -> tirx.Expr:
     return tirx.call_pure_extern(dtype_of(x), name + ("f" if dtype_of(x) == "float32" else ""), x)
 
 
-def exp2(x: tirx.Expr, *, at_most_zero: bool = False) -> tirx.Expr:
+def exp2(x: tirx.Expr, *, at_most_zero: bool = False, short: bool = False) -> tirx.Expr:
     """2**x to 1 ulp: exactly 0 below -126 (-1022 for float64), +inf from 128 (1024) on; NaN passes.
 
     `at_most_zero` is a promise about x that saves the test for overflow; in a softmax, x - max(x) keeps it.
+    `short` settles for a relative error of 1e-4, enough where the result is rounded to bfloat16 (4e-3) right away.
     """
+    coefficients = _SHORT_EXP2 if short else _EXP2[dtype_of(x)]
 
     def polynomial(x: tirx.Expr) -> tirx.Expr:
         # no `(x + magic) - magic` to round: TVM's simplifier folds it to x
         def power(n: tirx.Expr) -> tirx.Expr:
-            return share(x - n, lambda f: _scale(1.0 + f * _horner(_EXP2[dtype_of(x)], f), n))
+            return share(x - n, lambda f: _scale(1.0 + f * _horner(coefficients, f), n))
 
         return share(tirx.nearbyint(x), power)
 

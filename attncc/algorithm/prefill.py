@@ -24,9 +24,9 @@ from attncc._tvm import IRBuilder, PrimFunc, T, Var, tirx
 from attncc.algorithm import numeric
 from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, tile
 from attncc.algorithm.bounds import key_bounds
-from attncc.algorithm.key_step import Tile, Tiling, key_step
+from attncc.algorithm.key_step import OPAQUE, Tile, Tiling, key_step
 from attncc.algorithm.lower_expr import Env, lower
-from attncc.algorithm.signature import NAME, Signature, compute_dtype, declare, use_launcher
+from attncc.algorithm.signature import NAME, Signature, compute_dtype, declare, import_llvm, use_launcher
 from attncc.algorithm.storage import pack
 from attncc.spec import AttentionSpec
 
@@ -41,6 +41,7 @@ def build(spec: AttentionSpec, tiling: Tiling) -> PrimFunc:
             T.func_name(NAME)
             signature = declare(spec)
             use_launcher(signature)
+            import_llvm(OPAQUE)
             scalars = _scalars(spec, signature)
             n_tiles = signature.work.shape[0]
             with T.serial(n_tiles) as loop:

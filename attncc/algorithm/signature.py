@@ -121,7 +121,7 @@ def import_llvm(text: str) -> None:
 
 
 def _size(name: str) -> Var:
-    return T.var("int64", name)
+    return Var(name, "int64")
 
 
 def _rows(name: str, shape: tuple[Any, ...], dtype: str) -> Buffer:

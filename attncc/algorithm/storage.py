@@ -1,7 +1,7 @@
 """How tiles hold numbers: in their own dtype, but bfloat16 as its bits.
 
-TVM 0.27's BF16ComputeLegalize turns every bfloat16 buffer of a function's own into float32. A tile of uint16 is left alone, and
-an intrinsic then finds the sixteen bits that it expects.
+TVM 0.27's BF16ComputeLegalize turns every bfloat16 buffer of a function's own into float32. A tile of uint16 is left
+alone, and an intrinsic then finds the sixteen bits that it expects.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def storage_dtype(dtype: str) -> str:
 
 
 def pack(dtype: str, value: Any) -> Any:
-    """`value`, of any float dtype, as a tile of `dtype` holds it. bfloat16 is rounded to nearest even; a NaN stays one."""
+    """`value`, of any float dtype, as a tile of `dtype` holds it. bfloat16 rounds to nearest even; NaN stays."""
     if dtype != "bfloat16":
         return numeric.cast(dtype, value)
     if numeric.dtype_of(value) == "bfloat16":

@@ -87,12 +87,12 @@ def forget() -> None:
 def compile_llvm(spec: AttentionSpec, target: Target, family: Family, decisions: Mapping[str, int]) -> bytes:
     """LLVM IR of the kernel, compiled anew; for any target that LLVM knows, not only this host."""
     from attncc._tvm import Target as TvmTarget
-    from attncc._tvm import tvm
+    from attncc._tvm import compile_module
 
     start = time.perf_counter()  # not before: TVM's import is not the kernel's compile time
     module = family.module(spec, target, decisions)
     options = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.mcpu, "mattr": list(target.mattr)}
-    built = tvm.compile(module, target=TvmTarget(options))
+    built = compile_module(module, TvmTarget(options))
     text: str = built.mod.inspect_source("ll")
     stats.kernel(kernel_name(spec, family)).seconds += time.perf_counter() - start
     return text.encode()

@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
-from attncc._tvm import Buffer, IRBuilder, PrimFunc, T, TensorIntrin, tirx
+from attncc._tvm import Buffer, IRBuilder, PrimFunc, T, TensorIntrin, Var, tirx
 from attncc.algorithm.blocks import stage, store
 from attncc.algorithm.storage import pack, unpack
 
@@ -32,10 +31,11 @@ define <16 x float> @attncc_dot_bf16(<16 x float> %c, <16 x i32> %b, <16 x i32> 
 """
 
 _ROUND = """
+declare <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float>, <16 x float>)
+
 define <32 x i16> @attncc_round_bf16(<16 x float> %s0, <16 x float> %s1) alwaysinline {
-  %r0 = fptrunc <16 x float> %s0 to <16 x bfloat>
-  %r1 = fptrunc <16 x float> %s1 to <16 x bfloat>
-  %pairs = shufflevector <16 x bfloat> %r0, <16 x bfloat> %r1, <32 x i32> <@MASK@>
+  %both = call <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float> %s1, <16 x float> %s0)
+  %pairs = shufflevector <32 x bfloat> %both, <32 x bfloat> poison, <32 x i32> <@MASK@>
   %bits = bitcast <32 x bfloat> %pairs to <32 x i16>
   ret <32 x i16> %bits
 }
@@ -167,7 +167,7 @@ def _function(operands: dict[str, Operand], reads: str, writes: str, body: Calla
 
 def _declare(name: str, operand: Operand) -> Buffer:
     """A buffer that matches any region of this shape whose rows are dense."""
-    strides = [T.var("int32", f"{name}_stride"), 1] if len(operand.shape) == 2 else [1]
+    strides = [Var(f"{name}_stride", "int32"), 1] if len(operand.shape) == 2 else [1]
     buffer = T.match_buffer(
         T.arg(f"{name}_handle", T.handle()),
         operand.shape,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attncc.schedules.cpu.prefill_fp32 import PrefillFp32, check, columns_of
+from attncc.schedules.cpu.prefill_fp32 import PrefillFp32, check, columns_of, is_light
 from attncc.schedules.family import Decisions, Declined
 from attncc.spec import DOT, AttentionSpec
 from attncc.target import Target
@@ -35,7 +35,7 @@ class PrefillBf16(PrefillFp32):
 
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
         columns = columns_of(spec.value_dim, 8) if spec.value_dim % 2 == 0 else 8  # pairs of columns, so even
-        return {"query_block": 64, "key_block": 128, "vectors": 2, "key_rows": 8, "columns": columns}
+        return {"query_block": 64, "key_block": 256, "vectors": 2, "key_rows": 8, "columns": columns}
 
     def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:
         from attncc.algorithm.key_step import Tiling
@@ -49,4 +49,4 @@ class PrefillBf16(PrefillFp32):
         columns = -(-spec.value_dim // decisions["columns"]) * decisions["columns"]
         function = build(spec, Tiling(decisions["query_block"], decisions["key_block"], columns, "bfloat16"))
         registers = Registers(LANES, decisions["vectors"], decisions["key_rows"], decisions["columns"])
-        return PairSchedule(function, registers, padded=columns != spec.value_dim).module()
+        return PairSchedule(function, registers, is_light(spec), padded=columns != spec.value_dim).module()

@@ -1,4 +1,4 @@
-"""The prefill schedule over pairs of bfloat16: tiles interleaved in pairs along the reduced axis, products by intrinsics.
+"""The prefill schedule over pairs of bfloat16: tiles interleaved along the reduced axis, products by intrinsics.
 
     for d: for n1, m1 (unrolled): for m2 < 16: r[n1, m1, m2] += k[.., d] * q[d, ..]
 
@@ -22,10 +22,10 @@ from attncc.schedules.cpu.prefill_schedule import PrefillSchedule, Registers
 class PairSchedule(PrefillSchedule):
     """`PrefillSchedule` with the products replaced; tiles and statistics are as there."""
 
-    def __init__(self, function: PrimFunc, registers: Registers, padded: bool) -> None:
+    def __init__(self, function: PrimFunc, registers: Registers, light: bool, padded: bool) -> None:
         """`padded` says that the output tile has more columns than v."""
         self.padded = padded
-        super().__init__(function, registers, inline_loads=True)
+        super().__init__(function, registers, light, inline_loads=True)
         columns = int(self.sch.get(self.loops("load_v")[-1]).extent)
         self.pair_lanes = min(columns & -columns, 32)
         """Columns of v that are interleaved at a time: the widest power of two that divides the tile."""
@@ -66,7 +66,7 @@ class PairSchedule(PrefillSchedule):
         sch.reorder(n0, m0, d0, n1, m1, m2, d1)
         sch.reverse_compute_at(modify, m0, preserve_unit_loops=True)
         self.pair_tile(qk, d0, [n1, m1], m2, "bfloat16")
-        self.finish_tile(modify)
+        self.finish_tile(modify, self.light)
 
     def probabilities(self, suffix: str) -> None:
         """Two keys at a time: exp, the sum, and both rounded into pairs."""

@@ -36,8 +36,12 @@ class Registers:
 class PrefillSchedule:
     """Schedules a function of `attncc.algorithm.prefill`, block by block, with primitives alone."""
 
-    def __init__(self, function: PrimFunc, registers: Registers, inline_loads: bool) -> None:
-        """`inline_loads` says that k and v can be read where they lie: they have the dtype of the tiles."""
+    def __init__(self, function: PrimFunc, registers: Registers, light: bool, inline_loads: bool) -> None:
+        """`light` says that score_mod and mask are cheap enough to be unrolled over a register tile.
+
+        `inline_loads` says that k and v can be read where they lie: they have the dtype of the tiles.
+        """
+        self.light = light
         self.sch = Schedule(IRModule({NAME: function}))
         self.sch.work_on(NAME)
         self.registers = registers
@@ -81,9 +85,9 @@ class PrefillSchedule:
         self.finish_tile(copy)
 
     def loads(self, suffix: str) -> None:
-        """k and v are read in place, or their tiles are made row by row."""
+        """k and v are read in place, or their tiles are made row by row. At the edges v is cut off: a test a tile row."""
         for name in ("load_k", "load_v"):
-            if self.inline_loads:
+            if self.inline_loads and (name, suffix) != ("load_v", EDGE):
                 self.sch.compute_inline(name + suffix)
             else:
                 self.vectorise_row(name + suffix)
@@ -99,7 +103,7 @@ class PrefillSchedule:
         sch.reorder(n0, m0, d, n1, m1, m2)
         sch.reverse_compute_at(modify, m0, preserve_unit_loops=True)
         self.register_tile(qk, d, [n1, m1, m2])
-        self.finish_tile(modify)
+        self.finish_tile(modify, self.light)
 
     def maximum(self, suffix: str) -> None:
         sch, r = self.sch, self.registers
@@ -160,11 +164,12 @@ class PrefillSchedule:
         for loop in unrolled:
             self.sch.unroll(loop)
 
-    def finish_tile(self, block: Any) -> None:
-        """Unroll what takes a register tile of two loops out of registers."""
+    def finish_tile(self, block: Any, unroll: bool = True) -> None:
+        """Unroll what takes a register tile of two loops out of registers; rolled, it goes through memory."""
         rows, queries = self.loops(block)[-2:]
         self.lanes(queries)
-        self.sch.unroll(rows)
+        if unroll:
+            self.sch.unroll(rows)
 
     def lanes(self, loop: Any) -> None:
         """Run `loop` over queries in vectors, unrolled where it is a register tile."""

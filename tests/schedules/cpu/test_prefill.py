@@ -1,0 +1,251 @@
+"""The prefill families against the float64 oracle: by kind of attention, by shape, by dtype and by value."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_harness import Case, check, compile_module, run
+
+from attncc import expr as ex
+from attncc.schedules import Family, Problem
+from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
+from attncc.schedules.cpu.prefill_fp32 import PrefillFp32, columns_of
+from attncc.schedules.cpu.work import alternate, tile_costs
+from attncc.target import detect, parse
+
+FP32, BF16 = PrefillFp32(), PrefillBf16()
+HAS_BF16 = "avx512bf16" in detect().features
+needs_bf16 = pytest.mark.skipif(not HAS_BF16, reason="this CPU has no AVX512-BF16")
+CORTEX = "llvm -mtriple=aarch64-unknown-linux-gnu -mcpu=cortex-a76"
+
+
+def family_of(dtype: str) -> Family:
+    return BF16 if dtype == "bfloat16" and HAS_BF16 else FP32
+
+
+@pytest.mark.parametrize("name", zoo.ATTENTIONS)
+def test_kinds(name: str) -> None:
+    """Every kind of attention, with grouped heads, two tiles of queries and several key blocks."""
+    check(FP32, zoo.case(name, "float32", (2, 2, 83, 300), group=2))
+
+
+@needs_bf16
+@pytest.mark.parametrize(
+    "name", ["alibi", "boolean mask", "bias", "window by head", "bilinear by head", "causal, NaN rows"]
+)
+def test_kinds_in_bfloat16(name: str) -> None:
+    check(BF16, zoo.case(name, "bfloat16", (2, 1, 83, 300), group=2, strided=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("dims", [(1, 1), (2, 7), (40, 72)])
+def test_head_sizes(dtype: str, dims: tuple[int, int]) -> None:
+    """Head sizes of whole and of part vectors, odd ones, and value heads of another size."""
+    family = FP32 if dims[0] % 2 else family_of(dtype)
+    check(family, zoo.case("causal", dtype, (1, 2, 70, 150), dims=dims, strided=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dims", [(7, 5), (64, 80), (100, 96), (192, 128), (256, 256), (576, 512), (97, 97)])
+def test_large_head_sizes(dtype: str, dims: tuple[int, int]) -> None:
+    family = FP32 if dims[0] % 2 else family_of(dtype)
+    check(family, zoo.case("causal", dtype, (1, 2, 70, 150), dims=dims, strided=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["causal", "strict causal, finfo.min"])
+def test_lengths(name: str, dtype: str) -> None:
+    """Lengths around the tiles' own, primes, and none: one kernel for all, no read past an end."""
+    lengths = (1, 2, 31, 63, 64, 65, 127, 128, 129, 257)
+    for q_len in (1, 64, 65, 131):
+        for kv_len in (0, *lengths):
+            check(family_of(dtype), zoo.case(name, dtype, (1, 1, q_len, kv_len)))
+    check(family_of(dtype), zoo.case(name, dtype, (1, 2, 1009, 1013)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(
+        ["causal", "window", "relative bias", "boolean mask", "bias", "causal, finite fill", "documents"]
+    ),
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 200), st.integers(0, 300)),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    strided=st.booleans(),
+    threads=st.integers(1, 5),
+    seed=st.integers(0, 1000),
+)
+def test_any_sizes(
+    name: str, sizes: tuple[int, int, int, int], dtype: str, strided: bool, threads: int, seed: int
+) -> None:
+    if name == "documents":  # positions of queries must be positions of keys
+        sizes = (*sizes[:2], min(sizes[2], sizes[3]) or 1, max(sizes[2:]))
+    check(family_of(dtype), zoo.case(name, dtype, sizes, strided=strided, threads=threads, seed=seed))
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-30, 300.0, -300.0])
+@pytest.mark.parametrize("name", ["causal", "strict causal, finfo.min"])
+def test_large_and_small_scores(name: str, factor: float) -> None:
+    """Scores up to ±1000 and more, which exp alone would not survive."""
+    case = zoo.case(name, "float32", (1, 2, 70, 300))
+    case.q *= factor
+    case.k = case.k.round()  # large scores that float32 holds exactly
+    case.q = case.q.round(decimals=1) if abs(factor) < 1 else case.q.round()
+    check(FP32, case)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("where", ["q", "k", "v"])
+def test_not_numbers(value: float, where: str, dtype: str) -> None:
+    """NaN and infinities reach the rows they belong to, wherever in a block they are, and no others."""
+    for position in (0, 69, 299):
+        case = zoo.case("plain", dtype, (1, 2, 70, 300), group=2)
+        tensor = getattr(case, where)
+        tensor[0, 1, min(position, tensor.shape[2] - 1), 3] = value
+        check(family_of(dtype), case)
+
+
+def test_hidden_blocks_are_not_visited() -> None:
+    """NaN in keys that the mask's bounds hide stays out of the result."""
+    case = zoo.case("window", "float32", (1, 1, 64, 2000))
+    clean = run(FP32, case)
+    case.k[:, :, :1700] = float("nan")
+    case.v[:, :, :1700] = float("nan")
+    assert torch.equal(run(FP32, case), clean)
+
+
+def test_finite_fill_counts_hidden_keys_where_it_must() -> None:
+    """Scores far below the fill: the masked keys win, so blocks that the bounds hide are visited after all."""
+    case = zoo.case("causal, finite fill", "float32", (1, 1, 64, 600))
+    case.q = case.q.abs() * -3e5
+    case.k = case.k.abs()
+    check(FP32, case)
+
+
+@pytest.mark.parametrize(
+    "decisions",
+    [
+        {"vectors": 4, "key_rows": 6, "columns": 4, "key_block": 96},
+        {"vectors": 1, "key_rows": 16, "query_block": 16},
+        {"columns": 10},
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_decisions(dtype: str, decisions: dict[str, int]) -> None:
+    """Every point of the space is right, if not as fast."""
+    if detect().vector_bits != 512:
+        pytest.skip("these decisions are for 512-bit vectors")
+    check(family_of(dtype), zoo.case("causal", dtype, (1, 2, 70, 300), dims=(40, 20), decisions=decisions))
+
+
+def test_bad_decisions() -> None:
+    spec = zoo.case("plain", "float32", (1, 1, 8, 8)).spec
+    good = FP32.decisions(spec, detect())
+    with pytest.raises(ValueError, match="do not fit"):
+        FP32.module(spec, detect(), {**good, "key_block": good["key_rows"] + 1})
+
+
+@pytest.mark.parametrize("text", ["llvm -mcpu=x86-64", "llvm -mcpu=x86-64-v3"])
+def test_other_targets(text: str) -> None:
+    """Kernels for lesser CPUs of this architecture, run here."""
+    target = parse(text)
+    for dtype in ("float32", "bfloat16", "float64"):
+        check(FP32, zoo.case("soft cap", dtype, (1, 2, 50, 100), dims=(40, 24)), target)
+
+
+def assembly(family: Family, case: Case, text: str) -> str:
+    target = parse(text)
+    module = compile_module(family, case.spec, target, family.decisions(case.spec, target))
+    return str(module.mod.inspect_source("asm"))
+
+
+@pytest.mark.parametrize("text", ["llvm -mcpu=x86-64-v3", "llvm -mcpu=x86-64-v4", CORTEX])
+def test_no_library_calls(text: str) -> None:
+    """Nothing but TVM's own runtime is called: no exp or tanh a lane."""
+    code = assembly(FP32, zoo.case("soft cap", "float32", (1, 1, 8, 8), dims=(64, 64)), text)
+    called = set(re.findall(r"^\s+(?:callq|bl)\s+(\S+)", code, re.MULTILINE))
+    assert not {name for name in called if not re.search(r"tvm|TVM|attncc|attention|memset|memcpy|\*", name)}
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "multiply"),
+    [
+        (FP32, "llvm -mcpu=x86-64-v3", r"vfmadd231ps\s+%ymm"),
+        (FP32, "llvm -mcpu=x86-64-v4", r"vfmadd231ps\s+%zmm"),
+        (FP32, CORTEX, r"fmla\s+v\d+\.4s, v\d+\.4s, v\d+\.s\["),
+        (BF16, "llvm -mcpu=znver4", r"vdpbf16ps\s+%zmm"),
+    ],
+)
+def test_registers(family: Family, text: str, multiply: str) -> None:
+    """The products run on vectors, and accumulators stay in registers: their loops store nothing."""
+    dtype = "bfloat16" if family is BF16 else "float32"
+    code = assembly(family, zoo.case("causal", dtype, (1, 1, 8, 8), dims=(64, 64)), text)
+    found = [body for body in inner_loops(code) if len(re.findall(multiply, body)) >= 8]
+    assert len(found) >= 4  # both products, for full blocks and for edges
+    stores = r"^\s+(?:vmov\w+\s+%[yz]mm\d+, .*\(|st[rp]\s+q)"
+    assert not [body for body in found if re.search(stores, body, re.MULTILINE)]
+
+
+def inner_loops(code: str) -> list[str]:
+    """The bodies of loops without another label in them."""
+    loop = r"^(\.LBB\w+):[^\n]*\n((?:(?!\.LBB\w+:)[^\n]*\n)*?)\s+(?:j\w+|b\.\w+|cbn?z\s+\w+,|tbn?z\s+\w+, \S+,)\s+\1\b"
+    return [body for _, body in re.findall(loop, code, re.MULTILINE)]
+
+
+def test_declined() -> None:
+    """A refusal says why."""
+    spec = zoo.case("plain", "bfloat16", (1, 1, 8, 8), dims=(7, 7)).spec
+    odd = BF16.declines(spec, parse("llvm -mcpu=znver4"))
+    assert odd is not None and "odd" in odd.reason
+    old = BF16.declines(spec, parse("llvm -mcpu=x86-64-v3"))
+    assert old is not None and "AVX512-BF16" in old.reason
+    additive = BF16.declines(zoo.case("additive", "bfloat16", (1, 1, 8, 8)).spec, parse("llvm -mcpu=znver4"))
+    assert additive is not None and "multiplies q by k" in additive.reason
+
+
+def test_columns() -> None:
+    """Register tiles divide the value head where a large enough divisor exists."""
+    assert [columns_of(size, 8) for size in (1, 5, 7, 64, 72, 80, 100, 97)] == [1, 5, 7, 8, 8, 8, 5, 8]
+
+
+def test_work_is_complete_and_balanced() -> None:
+    """Every tile once; each thread's run of a causal head is about as heavy as the others'."""
+    spec = zoo.case("causal", "float32", (1, 1, 8, 8), group=2).spec
+    for problem in (Problem(1, 2, 4096, 4096, 2), Problem(2, 4, 1000, 1300, 3), Problem(1, 2, 1, 0, 4)):
+        work = FP32.launch(spec, {"query_block": 64}, problem).work
+        blocks = -(-problem.q_len // 64)
+        assert work.dtype == np.int32
+        expected = [
+            (b, h // 2, h, i) for b in range(problem.batch) for h in range(problem.heads) for i in range(blocks)
+        ]
+        assert sorted(map(tuple, work.tolist())) == expected
+        costs = tile_costs(spec, 64, problem)[work[:, 3]]
+        parts = [part.sum() for part in np.array_split(costs, problem.threads)]
+        assert max(parts) - min(parts) <= 2 * costs.max()
+
+
+def test_alternate() -> None:
+    assert alternate(np.array([1, 2, 3, 4, 5])).tolist() == [4, 0, 3, 1, 2]
+    assert alternate(np.array([3, 3, 3])).tolist() == [0, 1, 2]
+
+
+def test_offsets_beyond_two_to_the_31() -> None:
+    """Heads 2^31 elements apart, in 8 GiB of memory of which two pages are ever touched."""
+    case = zoo.case("plain", "float32", (1, 2, 40, 50))
+    far = torch.empty(2**31 + 50 * 16, dtype=torch.float32).as_strided((1, 2, 50, 16), (0, 2**31, 16, 1))
+    far.copy_(case.k)
+    case.k = far
+    check(FP32, case)
+
+
+def test_mask_beyond_positions_costs_the_same_everywhere() -> None:
+    spec = zoo.case("key lengths", "float32", (1, 1, 8, 8)).spec
+    assert set(tile_costs(spec, 64, Problem(1, 1, 256, 100, 2)).tolist()) == {100}
+    assert isinstance(spec.mask, ex.Expr)
