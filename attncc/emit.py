@@ -79,6 +79,9 @@ class Emitter:
             return self.call(operator.floordiv, *(self.number(a) for a in size.args))
         if isinstance(size, sympy.Pow) and size.exp.is_Integer and size.exp > 0:
             return self.call(operator.pow, self.number(size.base), int(size.exp))
+        known = example_environment(self.converted).replace(size)  # sizes are learnt while guards are added
+        if known != size:
+            return self.number(known)
         raise Refused(f"the size {size} is not at hand")
 
     def _existing(self, size: sympy.Expr) -> fx.Node | None:
@@ -163,6 +166,16 @@ class Emitter:
         node, inner = self._unpacked(node, p + 1, ix.total([rest], left), sizes)
         node, outer = self._unpacked(node, p, ix.Linear(((axis, 1),), whole), sizes)
         return node, [*outer, *inner]
+
+
+def example_environment(converted: Converted) -> Any:
+    """The shape environment of a graph with symbolic sizes. Raises Refused for a graph without."""
+    for node in converted.positions:
+        value = node.meta.get("val")
+        for size in value.shape if isinstance(value, torch.Tensor) else (value,):
+            if isinstance(size, torch.SymInt):
+                return size.node.shape_env
+    raise Refused("a size is not known")
 
 
 def _outermost(index: ix.Linear) -> tuple[str, Dim]:

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from attncc import expr as ex
+from attncc import index as ix
 from attncc import ir
 from attncc.expr import op
-from attncc.passes.read import size_of
+from attncc.passes.read import size_of, to_linear
 from attncc.passes.refused import Refused
 from attncc.spec import Extra
 from attncc.symbolic import Dim, equal, product, reduce
@@ -45,6 +46,9 @@ class SpecBuilder:
             size = size_of(expr)
             if size is not None and not isinstance(size, int):
                 return self._size(size)
+            role = self._whole_role(expr)
+            if role is not None:
+                return ex.Index(role)
         match expr:
             case ex.Index(axis):
                 return self._position(axis)
@@ -55,6 +59,13 @@ class SpecBuilder:
             case ex.Op(name, operands, dtype):
                 return self._operator(name, operands, dtype)
         raise Refused(f"the score contains {expr}, for which a kernel has no form")
+
+    def _whole_role(self, expr: ex.Expr) -> str | None:
+        """The role of whose axes an index is the merge."""
+        linear = to_linear(expr)
+        if linear is None or len(linear.terms) < 2:
+            return None
+        return next((r for r, axes in self.roles.items() if linear == ix.merged(axes, self.sizes)), None)
 
     def size_of_role(self, role: str) -> Dim:
         """B, H, Sq or Skv."""

@@ -57,10 +57,8 @@ def assign(contract: ir.Contract, weights: ir.Access, q: ir.Access, k: ir.Access
     heads: tuple[str, ...] = ()
     if dims and (len(dims) > 1 or not alone):
         heads = dims.pop()
-        if not dims and not group:
-            dims, heads = [heads[:-1]], heads[-1:]
-    if not dims and not group and len(heads) == 1:
-        dims, heads = [heads], ()
+        if not dims and not group:  # one dimension for both: its last axis, if it has several
+            dims, heads = ([heads[:-1]], heads[-1:]) if len(heads) > 1 else ([heads], ())
     batch = tuple(a for d in dims for a in d)
     return Roles(batch, heads + group, group, rows[1], contract.reduced, columns)
 
