@@ -20,8 +20,8 @@ from typing import Any
 
 from attncc._tvm import IRBuilder, PrimFunc, T, tirx
 from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, tile
-from attncc.algorithm.decode_tile import Kernel, Tiling, emit_tile, open_tile
-from attncc.algorithm.key_step import exp, finite
+from attncc.algorithm.decode_parts import Kernel, Tiling, exp, finite, open_tile
+from attncc.algorithm.decode_tile import emit_tile
 from attncc.algorithm.numeric import cast
 from attncc.algorithm.signature import NAME, Signature, compute_dtype, declare, import_llvm, use_launcher
 from attncc.spec import AttentionSpec

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from attncc.schedules.family import Decisions, Declined, Family, Launch, Problem
-from attncc.spec import AttentionSpec
+from attncc.spec import DOT, AttentionSpec
 from attncc.target import Target
 
 if TYPE_CHECKING:
     from attncc._tvm import IRModule
-    from attncc.algorithm.decode_tile import Tiling
+    from attncc.algorithm.decode_parts import Tiling
 
 MOST_ROWS = 8
 """From this many query rows a head on, prefill has its vector lanes filled."""
@@ -28,7 +28,7 @@ _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Decode(Family):
-    """See the module's docstring. Decisions: the fields of `decode_tile.Tiling`."""
+    """See the module's docstring. Decisions: the fields of `decode_parts.Tiling`."""
 
     name: str = "cpu.decode"
     regime: Literal["prefill", "decode", "any"] = "decode"
@@ -53,6 +53,7 @@ class Decode(Family):
             "keys": 128,
             "key_chunk": 4 if row_chunk <= 2 else 2,
             "strands": strands,
+            "pairs": 2 if self._pairs(spec, target) else 1,
             "column_sets": max(1, accumulators // row_chunk),
         }
 
@@ -69,7 +70,7 @@ class Decode(Family):
         return sch.mod
 
     def launch(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> Launch:
-        from attncc.algorithm.decode_tile import FRACTION_BITS
+        from attncc.algorithm.decode_parts import FRACTION_BITS
 
         kv_heads = problem.heads // spec.group
         n, rows = problem.batch * kv_heads, problem.q_len * spec.group
@@ -82,13 +83,18 @@ class Decode(Family):
         used = (n, splits, rows) if splits > 1 else (1, 1, 1)
         return Launch(work.reshape(-1, 4), ((*used, spec.value_dim if splits > 1 else 1), used, used, used))
 
+    def _pairs(self, spec: AttentionSpec, target: Target) -> bool:
+        """Whether q k^T is one instruction a vector, from bfloat16 as it lies in memory."""
+        plain = spec.dtype == "bfloat16" and spec.element == DOT and spec.bilinear is None
+        return plain and {"avx512f", "avx512bf16"} <= target.features
+
     def _tiling(self, decisions: Decisions) -> Tiling:
-        from attncc.algorithm.decode_tile import Tiling
+        from attncc.algorithm.decode_parts import Tiling
 
         tiling = Tiling(**decisions)
-        if min(decisions.values()) < 1 or tiling.keys % math.lcm(tiling.key_chunk, tiling.strands):
+        if min(decisions.values()) < 1 or tiling.pairs > 2 or tiling.keys % math.lcm(tiling.key_chunk, tiling.strands):
             raise ValueError(
-                f"{self.name}: decisions are positive, and keys={tiling.keys} is a multiple of "
+                f"{self.name}: decisions are positive, pairs at most 2, and keys={tiling.keys} is a multiple of "
                 f"key_chunk={tiling.key_chunk} and strands={tiling.strands}"
             )
         return tiling

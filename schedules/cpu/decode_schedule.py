@@ -15,18 +15,19 @@ from __future__ import annotations
 from typing import Any
 
 from attncc._tvm import Schedule
-from attncc.algorithm.decode_tile import Tiling, columns
+from attncc.algorithm.decode_parts import Columns, Tiling, columns, head_columns
 from attncc.algorithm.signature import compute_dtype
-from attncc.schedules.cpu import row_sums
+from attncc.schedules.cpu import dot_pairs, row_sums
 from attncc.spec import AttentionSpec
 
 
 def llvm_text(spec: AttentionSpec, tiling: Tiling) -> str:
     """The functions that the schedule's intrinsics call."""
-    widths = {part.width for part in columns(spec.head_dim, tiling.strands, spec.head_dim)}
-    texts = [
+    parts = head_columns(spec.head_dim, tiling)
+    texts = [dot_pairs.LLVM] if any(part.pairs > 1 for part in parts) else []
+    texts += [
         row_sums.llvm_text(tiling.key_chunk, width, compute_dtype(spec))
-        for width in sorted(widths)
+        for width in sorted({part.width for part in parts})
         if row_sums.available(tiling.key_chunk, width)
     ]
     return "".join(texts)
@@ -45,8 +46,8 @@ class DecodeSchedule:
         for name in ("tile", "combine_head"):
             (loop,) = self.sch.get_loops(name)[-1:]
             self.sch.parallel(loop)
-        for number, part in enumerate(columns(self.spec.head_dim, self.tiling.strands, self.spec.head_dim)):
-            self.dot(number, part.width)
+        for number, part in enumerate(head_columns(self.spec.head_dim, self.tiling)):
+            self.dot(number, part)
         for number, _ in enumerate(columns(self.spec.value_dim, self.tiling.strands, self.tiling.column_sets)):
             self.weighted_sum(number)
         for name in ("start_sum", "keep_sum", "modify", "exp"):
@@ -54,22 +55,32 @@ class DecodeSchedule:
         self.unroll_all(self.loops("keep_score")[-2:])
         for name in ("lane_max", "lane_sum"):
             self.lane_reduction(name)
+        self.combine()
         for name in ("load_q", "start_output", "partial_output", "write.final", "write.combine"):
             if name != "load_q" or self.spec.bilinear is None:
                 self.row(self.loops(name)[-1])
 
-    def dot(self, number: int, width: int) -> None:
+    def dot(self, number: int, part: Columns) -> None:
         """The product into registers, and its strands into one."""
         sch = self.sch
         block, total = sch.get_sblock(f"dot.{number}"), sch.get_sblock(f"sum_strands.{number}")
         sch.set_scope(block, 0, "local")
         sch.set_scope(total, 0, "local")
-        r, n, lane, d = self.loops(block)[-4:]
-        sch.reorder(d, r, n, lane)
-        self.register_tile(block, d, [r, n, lane])
+        if part.pairs > 1:
+            r, n, lane, d, _ = self.loops(block)[-5:]
+            sch.reorder(d, r, n, lane)
+            start = sch.decompose_reduction(block, d)
+            sch.tensorize(lane, dot_pairs.register())
+            self.unroll_all(self.loops(start)[-3:])
+            sch.unroll(n)
+            sch.unroll(r)
+        else:
+            r, n, lane, d = self.loops(block)[-4:]
+            sch.reorder(d, r, n, lane)
+            self.register_tile(block, d, [r, n, lane])
         r, n, lane = self.loops(total)[-3:]
-        if row_sums.available(self.tiling.key_chunk, width):
-            sch.tensorize(n, row_sums.register(self.tiling.key_chunk, width, compute_dtype(self.spec)))
+        if row_sums.available(self.tiling.key_chunk, part.width):
+            sch.tensorize(n, row_sums.register(self.tiling.key_chunk, part.width, compute_dtype(self.spec)))
         else:
             sch.unroll(lane)
             sch.unroll(n)
@@ -83,6 +94,15 @@ class DecodeSchedule:
         sch.reorder(n, r, c, lane)
         self.register_tile(block, n, [r, c, lane])
         self.unroll_all(self.loops(keep)[-3:])
+
+    def combine(self) -> None:
+        """The splits of a row one after the other, each in vectors."""
+        block = self.sch.get_sblock("all_output")
+        column, split = self.loops(block)[-2:]
+        self.sch.reorder(split, column)
+        self.row(column)
+        start = self.sch.decompose_reduction(block, split)
+        self.sch.vectorize(self.loops(start)[-1])
 
     def lane_reduction(self, name: str) -> None:
         """A running value a lane, over the vectors of a row."""
