@@ -52,7 +52,7 @@ def make_case(
     strided: bool = False,
     **more: Any,
 ) -> Case:
-    """Normal random q, k, v. `strided` makes them [B, H, S, D] views of [B, S, H, D] memory that starts one element in."""
+    """Normal random q, k, v. `strided` makes them [B, H, S, D] views of [B, S, H, D] memory, one element in."""
     generator = torch.Generator().manual_seed(seed)
     dtype = reference.TORCH_DTYPES[spec.dtype]
 

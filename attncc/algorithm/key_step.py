@@ -27,8 +27,8 @@ define i64 @attncc_opaque(i64 %value) alwaysinline {
   ret i64 %same
 }
 """
-"""LLVM IR of a function that hides where a number comes from. Row positions are the same in all steps: LLVM would compute
-their vectors before the loop and keep them in registers all through it, and the products' accumulators would be spilled."""
+"""LLVM IR of a function that hides where a number comes from. Row positions are the same in all steps: LLVM would
+compute their vectors before the loop, keep them in registers all through it, and spill the products' accumulators."""
 
 EDGE = ".edge"
 """Suffix of the names of blocks that handle mask and sequence ends."""
@@ -234,7 +234,7 @@ class _Step:
                 store(t.new_output, [e, m], t.output[e, m] * t.decay[m] + product[e, m])
 
     def value(self, n: Any, e: Any) -> Any:
-        """An element of v as its tile holds it; 0 past the end, where an infinity times a probability of 0 would be NaN."""
+        """An element of v as its tile holds it; 0 past the end, where infinity times a probability of 0 would be NaN."""
         t = self.t
         column = e if t.tiling.columns == t.spec.value_dim else T.min(e, t.spec.value_dim - 1)
         value = pack(t.tiling.dtype, t.signature.v[t.batch, t.kv_head, self.key_row(n), column])

@@ -33,9 +33,12 @@ class PairSchedule(PrefillSchedule):
     def query(self) -> None:
         """q in pairs along d."""
         super().query()
-        (tiles,) = self.sch.get_loops("tile")
-        self.sch.annotate(tiles, "pragma_import_llvm", intrinsics.llvm_text(self.pair_lanes))
         self.sch.transform_layout("load_q", ("write", 0), lambda d, m: (d // 2, m, d % 2))
+
+    def tiles(self) -> None:
+        (loop,) = self.sch.get_loops("tile")
+        self.sch.annotate(loop, "pragma_import_llvm", intrinsics.llvm_text(self.pair_lanes))
+        super().tiles()
 
     def loads(self, suffix: str) -> None:
         """k in place; v in pairs along the keys. Where rows or columns are clamped, a plain copy of v comes first."""

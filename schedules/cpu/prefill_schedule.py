@@ -49,8 +49,6 @@ class PrefillSchedule:
 
     def module(self) -> IRModule:
         """The scheduled function, ready to compile."""
-        (tiles,) = self.sch.get_loops("tile")
-        self.sch.parallel(tiles)
         self.query()
         for suffix in ("", EDGE):
             self.loads(suffix)
@@ -63,7 +61,13 @@ class PrefillSchedule:
         for name in ("start_max", "start_sum", "start_output", "invert"):
             self.lanes(self.loops(name)[-1])
         self.vectorise_row("write")
+        self.tiles()
         return self.sch.mod
+
+    def tiles(self) -> None:
+        """Tiles in parallel. Last: TVM 0.27 takes what stands in a changed loop for its own, and changes the source."""
+        (loop,) = self.sch.get_loops("tile")
+        self.sch.parallel(loop)
 
     def query(self) -> None:
         """The bilinear form in register tiles, where there is one."""
@@ -85,7 +89,7 @@ class PrefillSchedule:
         self.finish_tile(copy)
 
     def loads(self, suffix: str) -> None:
-        """k and v are read in place, or their tiles are made row by row. At the edges v is cut off: a test a tile row."""
+        """k and v are read in place, or their tiles are made row by row. At the edges v always is: its end is cut off."""
         for name in ("load_k", "load_v"):
             if self.inline_loads and (name, suffix) != ("load_v", EDGE):
                 self.sch.compute_inline(name + suffix)
