@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from attncc.schedules.family import Decisions, Declined, Family, Launch, Problem
 from attncc.spec import DOT, AttentionSpec
@@ -70,18 +72,12 @@ class Decode(Family):
         return sch.mod
 
     def launch(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> Launch:
-        from attncc.algorithm.decode_parts import FRACTION_BITS
-
-        kv_heads = problem.heads // spec.group
-        n, rows = problem.batch * kv_heads, problem.q_len * spec.group
+        n, rows = problem.batch * problem.heads // spec.group, problem.q_len * spec.group
         splits = best_splits(n, problem.kv_len, problem.threads)
-        work = np.empty((problem.batch, kv_heads, splits, 4), np.int32)
-        work[..., 0] = np.arange(problem.batch)[:, None, None]
-        work[..., 1] = np.arange(kv_heads)[:, None]
-        parts = (np.arange(splits + 1) << FRACTION_BITS) // splits
-        work[..., 2], work[..., 3] = parts[:-1], parts[1:]
-        used = (n, splits, rows) if splits > 1 else (1, 1, 1)
-        return Launch(work.reshape(-1, 4), ((*used, spec.value_dim if splits > 1 else 1), used, used, used))
+        work = work_table(problem.batch, problem.heads // spec.group, splits)
+        if splits == 1:
+            return Launch(work, ((1, 1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1)))
+        return Launch(work, ((n, splits, rows, spec.value_dim), *[(n, splits, rows)] * 3))
 
     def _pairs(self, spec: AttentionSpec, target: Target) -> bool:
         """Whether q k^T is one instruction a vector, from bfloat16 as it lies in memory."""
@@ -100,9 +96,23 @@ class Decode(Family):
         return tiling
 
 
+@lru_cache(256)
 def best_splits(heads: int, kv_len: int, threads: int) -> int:
     """Splits of each of `heads` key heads: the fewest that keep `threads` about as busy as any number would."""
     most = max(1, min(threads, kv_len // LEAST_SPLIT))
     busy = {s: heads * s / (threads * math.ceil(heads * s / threads)) for s in range(1, most + 1)}
     best = max(busy.values())
     return min(s for s, share in busy.items() if share >= 0.95 * best)
+
+
+@lru_cache(64)
+def work_table(batch: int, kv_heads: int, splits: int) -> npt.NDArray[np.int32]:
+    """The work table of `attncc.algorithm.decode`, shared: a growing cache asks for the same one at every step."""
+    from attncc.algorithm.decode_parts import FRACTION_BITS
+
+    work = np.empty((batch, kv_heads, splits, 4), np.int32)
+    work[..., 0] = np.arange(batch)[:, None, None]
+    work[..., 1] = np.arange(kv_heads)[:, None]
+    parts = (np.arange(splits + 1) << FRACTION_BITS) // splits
+    work[..., 2], work[..., 3] = parts[:-1], parts[1:]
+    return work.reshape(-1, 4)
