@@ -234,7 +234,7 @@ class _Step:
                 store(t.new_output, [e, m], t.output[e, m] * t.decay[m] + product[e, m])
 
     def value(self, n: Any, e: Any) -> Any:
-        """An element of v as its tile holds it; 0 past the end, where infinity times a probability of 0 would be NaN."""
+        """An element of v as its tile holds it; 0 past the end, where infinity times no probability would be NaN."""
         t = self.t
         column = e if t.tiling.columns == t.spec.value_dim else T.min(e, t.spec.value_dim - 1)
         value = pack(t.tiling.dtype, t.signature.v[t.batch, t.kv_head, self.key_row(n), column])

@@ -89,7 +89,7 @@ class PrefillSchedule:
         self.finish_tile(copy)
 
     def loads(self, suffix: str) -> None:
-        """k and v are read in place, or their tiles are made row by row. At the edges v always is: its end is cut off."""
+        """k and v are read in place, or their tiles are made row by row. At the edges v's always is: it ends in 0."""
         for name in ("load_k", "load_v"):
             if self.inline_loads and (name, suffix) != ("load_v", EDGE):
                 self.sch.compute_inline(name + suffix)

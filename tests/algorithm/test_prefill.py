@@ -84,14 +84,13 @@ def test_bfloat16_tiles_round_as_torch_does() -> None:
 
     bits = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x7F800001, 0x7FFFFFFF, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 1])
     values = torch.from_numpy(bits.astype(np.uint32).view(np.float32).copy())
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name("main")
-            T.func_attr({"global_symbol": "main"})
-            handles = [T.arg(f"h{n}", T.handle()) for n in range(2)]
-            source, target = (T.match_buffer(handle, (len(bits),), "float32", layout=None) for handle in handles)
-            with T.serial(len(bits)) as i:
-                T.buffer_store(target, unpack("bfloat16", "float32", pack("bfloat16", source[i])), [i])
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        T.func_attr({"global_symbol": "main"})
+        handles = [T.arg(f"h{n}", T.handle()) for n in range(2)]
+        source, target = (T.match_buffer(handle, (len(bits),), "float32", layout=None) for handle in handles)
+        with T.serial(len(bits)) as i:
+            T.buffer_store(target, unpack("bfloat16", "float32", pack("bfloat16", source[i])), [i])
     out = torch.empty_like(values)
     compile_module(IRModule({"main": builder.get()}), llvm(detect()))["main"](values, out)
     torch.testing.assert_close(out, values.bfloat16().float(), rtol=0, atol=0, equal_nan=True)

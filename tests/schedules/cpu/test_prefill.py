@@ -70,7 +70,7 @@ def test_lengths(name: str, dtype: str) -> None:
     check(family_of(dtype), zoo.case(name, dtype, (1, 2, 1009, 1013)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     name=st.sampled_from(
         ["causal", "window", "relative bias", "boolean mask", "bias", "causal, finite fill", "documents"]
