@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -63,11 +64,12 @@ def kernel(spec: AttentionSpec, target: Target, family: Family, decisions: Mappi
     """
     chosen = dict(family.decisions(spec, target) if decisions is None else decisions)
     identity = (spec.json, target.key, family.name, tuple(sorted(chosen.items())))
+    found = _in_memory(identity)  # without the lock, which is held for as long as another kernel is compiled
+    if found is not None:
+        return found
     with _lock:
-        found = _kernels.get(identity)
+        found = _in_memory(identity)
         if found is not None:
-            _kernels.move_to_end(identity)
-            stats.memory_hits.add()
             return found
         made = _load_or_compile(spec, target, family, chosen)
         _kernels[identity] = made
@@ -76,6 +78,15 @@ def kernel(spec: AttentionSpec, target: Target, family: Family, decisions: Mappi
             for drop in on_eviction:
                 drop(evicted)
         return made
+
+
+def _in_memory(identity: tuple[Any, ...]) -> Kernel | None:
+    found = _kernels.get(identity)
+    if found is not None:
+        with contextlib.suppress(KeyError):  # evicted by another thread just now
+            _kernels.move_to_end(identity)
+        stats.memory_hits.add()
+    return found
 
 
 def forget() -> None:

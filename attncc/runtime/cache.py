@@ -49,13 +49,19 @@ class Entry:
 
 
 def root() -> Path:
-    """The folder of the cache: $ATTNCC_CACHE_DIR, else the user's cache folder of this operating system."""
-    given = os.environ.get("ATTNCC_CACHE_DIR")
-    if given:
-        return Path(given).expanduser()
-    import platformdirs
+    """The folder of the cache: $ATTNCC_CACHE_DIR, else the user's cache folder of this operating system.
 
-    return Path(platformdirs.user_cache_dir("attncc"))
+    Raises FileNotFoundError where the user has no home.
+    """
+    given = os.environ.get("ATTNCC_CACHE_DIR")
+    try:
+        if given:
+            return Path(given).expanduser()
+        import platformdirs
+
+        return Path(platformdirs.user_cache_dir("attncc"))
+    except RuntimeError as error:
+        raise FileNotFoundError(f"no home folder: {error}") from error
 
 
 def key_name(key: Key) -> str:
@@ -250,8 +256,8 @@ def _warn(error: Exception) -> None:
     if not _warned.is_set():
         _warned.set()
         warnings.warn(
-            f"attncc: kernels are not kept on disk, because the cache {root()} cannot be used: {error}. They are "
-            "compiled in each process instead; ATTNCC_CACHE_DIR names another folder.",
+            f"attncc: kernels are not kept on disk, because the cache cannot be used: {error}. They are compiled in "
+            "each process instead; ATTNCC_CACHE_DIR names another folder.",
             RuntimeWarning,
             stacklevel=2,
         )

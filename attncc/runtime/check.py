@@ -85,6 +85,8 @@ def _extras(spec: AttentionSpec, q: Tensor, k: Tensor, extras: Sequence[Tensor])
 def _load(node: ex.Load, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
     """The indices whose range is plain to see must stay inside: a kernel would read past the end of the tensor."""
     for dim, at in enumerate(node.index):
+        if not shape[dim]:
+            raise ValueError(f"attncc::attention: {node} reads {node.tensor}, which has no element: {list(shape)}")
         match at:
             case ex.Index(axis):
                 last = sizes[axis] - 1

@@ -53,8 +53,10 @@ def attention(
 
 
 def _plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether these are plain CPU tensors outside of every mode and transform."""
+    """Whether these are plain CPU tensors outside of every mode, transform and profile."""
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch.autograd._profiler_enabled():  # a call that skips the dispatcher would be missing from the profile
         return False
     return all([type(t) in _PLAIN and t.is_cpu for t in tensors])
 

@@ -125,7 +125,10 @@ def one_warning(*calls: Any) -> str:
     return message
 
 
-@pytest.mark.parametrize("fault", ["root is a file", "folder is a file", "others may enter", "parent is a file"])
+FAULTS = ["root is a file", "folder is a file", "others may enter", "parent is a file", "no home"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_an_unusable_place_costs_one_warning(fresh: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if fault == "root is a file":
         fresh.write_text("")
@@ -135,9 +138,11 @@ def test_an_unusable_place_costs_one_warning(fresh: Path, fault: str, monkeypatc
     elif fault == "others may enter":
         (fresh / cache.FORMAT).mkdir(parents=True)
         (fresh / cache.FORMAT).chmod(0o755)
-    else:
+    elif fault == "parent is a file":
         fresh.write_text("")
         monkeypatch.setenv("ATTNCC_CACHE_DIR", str(fresh / "below" / "it"))
+    else:
+        monkeypatch.setenv("ATTNCC_CACHE_DIR", "~no-such-user/cache")
     message = one_warning(check_attention, check_attention)
     assert "ATTNCC_CACHE_DIR" in message
     assert stats.stats().compiles == 1

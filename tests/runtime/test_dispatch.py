@@ -169,6 +169,7 @@ def test_without_a_kernel_pytorch_answers_with_one_warning(fresh: Path, monkeypa
         ({"scalars": []}, "0 scalars"),
         ({"extras": []}, "0 extras"),
         ({"extras": [torch.zeros(6)]}, "reads up to element 6"),
+        ({"extras": [torch.zeros(0)]}, "no element"),
         ({"extras": [torch.zeros(7).double()]}, "float64"),
         ({"layout": "sbhd"}, "sbhd"),
         ({"spec": "{}"}, "version"),

@@ -135,3 +135,10 @@ def test_nothing_is_recorded_where_no_gradient_is_asked_for() -> None:
         assert op(q, k, v, extras, *rest).is_inference()
     detached = op(q.detach(), k.detach(), v.detach(), [extras[0].detach()], *rest)
     assert not detached.requires_grad
+
+
+def test_profiles_show_the_operator() -> None:
+    q, k, v = (torch.randn(1, 2, 4, 8) for _ in range(3))
+    with torch.profiler.profile() as profile:
+        attention(q, k, v)
+    assert "attncc::attention" in {event.key for event in profile.key_averages()}
