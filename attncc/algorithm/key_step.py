@@ -41,11 +41,19 @@ class Tiling:
     queries: int
     """Query rows of a tile."""
     keys: int
-    """Keys of a step."""
+    """Keys of a full step."""
     columns: int
     """Columns of the output tile, at least value_dim; those past it are scratch."""
     dtype: str
     """dtype of the q, k, v and probability tiles: what the products multiply. Sums are in the compute dtype."""
+
+    edge_keys: int = 0
+    """Keys of an edge step, which `keys` is a multiple of; 0 for `keys`. Diagonals and short sequences waste less."""
+
+    @property
+    def edge(self) -> int:
+        """Keys of an edge step."""
+        return self.edge_keys or self.keys
 
     @property
     def storage(self) -> str:
@@ -116,12 +124,12 @@ class Tile:
         return Env(self.dtype, index, self.signature.sizes, self.scalars, self.signature.extras, score)
 
 
-def key_step(t: Tile, block: Var, edge: bool) -> None:
-    """Emit the step for key block number `block`; `edge` where it may hold masked keys or the end of the sequence."""
+def key_step(t: Tile, first_key: Var, edge: bool) -> None:
+    """Emit the step for the keys from `first_key` on; `edge` where they may be masked or past the sequence's end."""
     trees = (t.spec.score_mod, t.spec.mask) if edge else (t.spec.score_mod,)
     if any(node == ex.Index("i") for tree in trees if tree is not None for node in tree.walk()):
         t = replace(t, first_row=let("step_row", T.call_extern("int64", "attncc_opaque", t.first_row)))
-    step = _Step(t, block, edge)
+    step = _Step(t, first_key, edge)
     step.score()
     step.online_max()
     step.commit_max()
@@ -134,15 +142,19 @@ def key_step(t: Tile, block: Var, edge: bool) -> None:
 @dataclass(frozen=True)
 class _Step:
     t: Tile
-    block: Var
+    first_key: Var
     edge: bool
+
+    @property
+    def keys(self) -> int:
+        return self.t.tiling.edge if self.edge else self.t.tiling.keys
 
     def name(self, stage_name: str) -> str:
         return stage_name + EDGE if self.edge else stage_name
 
     def key(self, n: Any) -> Any:
         """Position of key n of the block, which may lie past the end in an edge block."""
-        return self.block * self.t.tiling.keys + n
+        return self.first_key + n
 
     def key_row(self, n: Any) -> Any:
         """The same, but always a row that exists."""
@@ -150,7 +162,7 @@ class _Step:
 
     def score(self) -> None:
         """x = score_mod(q k^T), -inf past the end of the sequence and the fill where the mask is false."""
-        t, spec, keys, queries = self.t, self.t.spec, self.t.tiling.keys, self.t.tiling.queries
+        t, spec, keys, queries = self.t, self.t.spec, self.keys, self.t.tiling.queries
         with scope(self.name("score")):
             k = tile("k_tile", (keys, spec.head_dim), t.tiling.storage)
             s = tile("raw_score", (keys, queries), t.dtype)
@@ -179,7 +191,7 @@ class _Step:
         """The new maximum, what to subtract, and the factor for earlier sums."""
         t, queries = self.t, self.t.tiling.queries
         with scope(self.name("online_max")):
-            with stage(self.name("row_max"), "SR", m=queries, n=t.tiling.keys) as (m, n):
+            with stage(self.name("row_max"), "SR", m=queries, n=self.keys) as (m, n):
                 with T.init():
                     store(t.new_maximum, [m], t.maximum[m])
                 # a NaN score may be lost here: it makes its probability NaN, and with it the whole row
@@ -198,7 +210,7 @@ class _Step:
 
     def probabilities(self) -> None:
         """p = exp(x - m), kept in the tile's dtype, and the new sum of them."""
-        t, keys, queries = self.t, self.t.tiling.keys, self.t.tiling.queries
+        t, keys, queries = self.t, self.keys, self.t.tiling.queries
         with scope(self.name("probabilities")):
             p = tile("p", (keys, queries), t.dtype)
             with stage(self.name("exp"), "SS", n=keys, m=queries) as (n, m):
@@ -219,7 +231,7 @@ class _Step:
 
     def weighted_sum(self) -> None:
         """o' = o a + p v."""
-        t, keys, queries, columns = self.t, self.t.tiling.keys, self.t.tiling.queries, self.t.tiling.columns
+        t, keys, queries, columns = self.t, self.keys, self.t.tiling.queries, self.t.tiling.columns
         with scope(self.name("weighted_sum")):
             v = tile("v_tile", (keys, columns), t.tiling.storage)
             with stage(self.name("load_v"), "SS", n=keys, e=columns) as (n, e):

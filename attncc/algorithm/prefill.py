@@ -160,25 +160,27 @@ def _keys(t: Tile, all_keys: Any) -> Any:
             with stage(f"limit{number}", "S", u=1) as (u,):
                 store(limits, [u + number], value)
     # read back from memory: TVM's simplifier would carry the mask's bounds into every index that depends on them
-    first, full_first, full_end, end = (limits[number] for number in range(4))
+    first, full_first, full_steps, end = (limits[number] for number in range(4))
     touched = (*t.reads, limits, edge), (*t.writes, edge)
-    full_blocks = let("full_blocks", full_end - full_first)
-    with repeat("full_step", full_blocks) as step:
+    with repeat("full_step", let("full_steps", full_steps)) as step:
         accesses(*touched)
-        key_step(t, let("full_block", full_first + step), edge=False)
+        key_step(t, let("full_key", full_first * t.tiling.edge + step * t.tiling.keys), edge=False)
     left = let("left_edges", full_first - first)
-    edges = let("edges", left + (end - full_end))
-    with repeat("edge_step", edges) as step:
+    full_end = let("full_end", full_first + full_steps * (t.tiling.keys // t.tiling.edge))
+    with repeat("edge_step", let("edges", left + (end - full_end))) as step:
         accesses(*touched)
         with scope("pick_edge"), stage("pick", "S", u=1) as (u,):
             store(edge, [u], T.Select(step < left, first + step, full_end + (step - left)))
-        key_step(t, let("key_block", edge[0]), edge=True)
+        key_step(t, let("edge_key", edge[0] * t.tiling.edge), edge=True)
     return limits[4] > 0
 
 
 def _limits(t: Tile, all_keys: Any) -> tuple[Any, ...]:
-    """The first key block to visit, the first and the end of the full ones, the end of all; 1 where a key is hidden."""
-    size, kv_len = t.tiling.keys, t.signature.sizes["Skv"]
+    """In blocks of an edge step: the first to visit, the first full one, *the number of full steps*, the end of all.
+
+    And 1 where the mask's bounds hide a key, else 0.
+    """
+    size, kv_len = t.tiling.edge, t.signature.sizes["Skv"]
     lo, hi, full_lo, full_hi = _key_ranges(t)
     hides = T.Select(tirx.Or(lo > 0, hi < kv_len), T.int64(1), T.int64(0))
     if all_keys is not None:
@@ -186,7 +188,7 @@ def _limits(t: Tile, all_keys: Any) -> tuple[Any, ...]:
     first = let("first_block", lo // size)
     end = let("end_block", T.max((hi + (size - 1)) // size, first))
     full_first = let("full_first", T.min((full_lo + (size - 1)) // size, end))
-    return first, full_first, T.max(full_hi // size, full_first), end, hides
+    return first, full_first, T.max(full_hi - full_first * size, 0) // t.tiling.keys, end, hides
 
 
 def _key_ranges(t: Tile) -> tuple[Any, Any, Any, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attncc.schedules.cpu.prefill_fp32 import PrefillFp32, check, columns_of, is_light
+from attncc.schedules.cpu.prefill_fp32 import PrefillFp32, check, columns_of, is_light, tiling
 from attncc.schedules.family import Decisions, Declined
 from attncc.spec import DOT, AttentionSpec
 from attncc.target import Target
@@ -18,7 +18,7 @@ LANES = 16
 
 @dataclass(frozen=True)
 class PrefillBf16(PrefillFp32):
-    """See the module's docstring. Decisions: query_block, key_block, vectors, key_rows, columns."""
+    """See the module's docstring. Decisions: query_block, key_block, edge_block, vectors, key_rows, columns."""
 
     name: str = "cpu.prefill.bf16"
 
@@ -35,18 +35,17 @@ class PrefillBf16(PrefillFp32):
 
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
         columns = columns_of(spec.value_dim, 8) if spec.value_dim % 2 == 0 else 8  # pairs of columns, so even
-        return {"query_block": 64, "key_block": 256, "vectors": 2, "key_rows": 8, "columns": columns}
+        return {"query_block": 64, "key_block": 256, "edge_block": 32, "vectors": 2, "key_rows": 8, "columns": columns}
 
     def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:
-        from attncc.algorithm.key_step import Tiling
         from attncc.algorithm.prefill import build
         from attncc.schedules.cpu.prefill_pairs import PairSchedule
         from attncc.schedules.cpu.prefill_schedule import Registers
 
         check(decisions, LANES)
-        if decisions["key_block"] % 2:
-            raise ValueError(f"{self.name}: key_block={decisions['key_block']} must be even")
+        if decisions["edge_block"] % 2:
+            raise ValueError(f"{self.name}: edge_block={decisions['edge_block']} must be even")
         columns = -(-spec.value_dim // decisions["columns"]) * decisions["columns"]
-        function = build(spec, Tiling(decisions["query_block"], decisions["key_block"], columns, "bfloat16"))
+        function = build(spec, tiling(decisions, columns, "bfloat16"))
         registers = Registers(LANES, decisions["vectors"], decisions["key_rows"], decisions["columns"])
         return PairSchedule(function, registers, is_light(spec), padded=columns != spec.value_dim).module()

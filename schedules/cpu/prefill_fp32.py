@@ -6,6 +6,7 @@ same register tiles serve them; their probabilities stay in float32.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,7 @@ from attncc.target import Target
 
 if TYPE_CHECKING:
     from attncc._tvm import IRModule
+    from attncc.algorithm.key_step import Tiling
 
 MIN_ROWS = 8
 """Below this many query rows most lanes would idle: that is decode's case."""
@@ -29,7 +31,7 @@ HEAVY = frozenset(
 
 @dataclass(frozen=True)
 class PrefillFp32(Family):
-    """See the module's docstring. Decisions: query_block, key_block, vectors, key_rows, columns."""
+    """See the module's docstring. Decisions: query_block, key_block, edge_block, vectors, key_rows, columns."""
 
     name: str = "cpu.prefill.fp32"
     regime: Literal["prefill", "decode", "any"] = "prefill"
@@ -48,13 +50,13 @@ class PrefillFp32(Family):
         return {
             "query_block": 2 * vectors * lanes,
             "key_block": 128,
+            "edge_block": 32,
             "vectors": vectors,
             "key_rows": key_rows,
             "columns": columns_of(spec.value_dim, columns),
         }
 
     def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:
-        from attncc.algorithm.key_step import Tiling
         from attncc.algorithm.prefill import build
         from attncc.algorithm.signature import compute_dtype
         from attncc.schedules.cpu.prefill_schedule import PrefillSchedule, Registers
@@ -63,12 +65,19 @@ class PrefillFp32(Family):
         check(decisions, lanes)
         columns = -(-spec.value_dim // decisions["columns"]) * decisions["columns"]
         dtype = compute_dtype(spec)
-        function = build(spec, Tiling(decisions["query_block"], decisions["key_block"], columns, dtype))
+        function = build(spec, tiling(decisions, columns, dtype))
         registers = Registers(lanes, decisions["vectors"], decisions["key_rows"], decisions["columns"])
         return PrefillSchedule(function, registers, is_light(spec), inline_loads=spec.dtype == dtype).module()
 
     def launch(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> Launch:
         return prefill_launch(spec, decisions["query_block"], problem)
+
+
+def tiling(decisions: Decisions, columns: int, dtype: str) -> Tiling:
+    """What the algorithm is told of the decisions."""
+    from attncc.algorithm.key_step import Tiling
+
+    return Tiling(decisions["query_block"], decisions["key_block"], columns, dtype, decisions["edge_block"])
 
 
 def lanes_of(spec: AttentionSpec, target: Target) -> int:
@@ -98,8 +107,9 @@ def is_light(spec: AttentionSpec) -> bool:
 def check(decisions: Decisions, lanes: int) -> None:
     """Raise ValueError when tiles do not divide into register tiles."""
     query_tile = decisions["vectors"] * lanes
-    if decisions["query_block"] % query_tile or decisions["key_block"] % decisions["key_rows"]:
+    sizes = [decisions[name] for name in ("key_block", "edge_block", "key_rows")]
+    if decisions["query_block"] % query_tile or any(a % b for a, b in itertools.pairwise(sizes)):
         raise ValueError(
             f"prefill decisions {dict(decisions)} do not fit: query_block must be a multiple of {query_tile} "
-            f"(vectors times {lanes} lanes), key_block of key_rows"
+            f"(vectors times {lanes} lanes), key_block of edge_block and that of key_rows"
         )

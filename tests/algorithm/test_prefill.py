@@ -43,7 +43,7 @@ def test_algorithm_text(golden: Golden, name: str) -> None:
 def test_scheduled_text(golden: Golden, dtype: str, mcpu: str) -> None:
     family = PrefillFp32() if dtype == "float32" else PrefillBf16()
     spec = zoo.case("causal", dtype, (1, 1, 8, 8), dims=(8, 8)).spec
-    decisions = {"query_block": 32, "key_block": 16, "vectors": 1, "key_rows": 4, "columns": 4}
+    decisions = {"query_block": 32, "key_block": 16, "edge_block": 8, "vectors": 1, "key_rows": 4, "columns": 4}
     golden(f"tir/prefill_causal_{dtype}_scheduled.py.txt", text(family.module(spec, parse(mcpu), decisions)))
 
 

@@ -132,7 +132,7 @@ def test_finite_fill_counts_hidden_keys_where_it_must() -> None:
 @pytest.mark.parametrize(
     "decisions",
     [
-        {"vectors": 4, "key_rows": 6, "columns": 4, "key_block": 96},
+        {"vectors": 4, "key_rows": 6, "columns": 4, "key_block": 96, "edge_block": 24},
         {"vectors": 1, "key_rows": 16, "query_block": 16},
         {"columns": 10},
     ],
