@@ -208,7 +208,7 @@ def steps(turns: int) -> int:
 
 
 @torch.inference_mode()
-def run(*, turns: int = 9, seconds: float = 0.25, say: Callable[[str], None] | None = None) -> Demo:
+def run(*, turns: int = 7, seconds: float = 0.25, say: Callable[[str], None] | None = None) -> Demo:
     """Embed the shipped texts with every engine, time them, and search.
 
     `turns` and `seconds` are those of `bench.timing.interleaved`; `say` hears what is being done, `steps` times. Raises

@@ -1,7 +1,7 @@
 """Interleaved timing: contenders take turns, so that a slow minute of the machine hits all of them alike.
 
-Each turn is one `torch.utils.benchmark` measurement of about `seconds` (its warm-up calls refill the caches that the
-contender before emptied); what counts is the median of the turns.
+What counts is the median of the turns. (`torch.utils.benchmark.Timer` warms up before each measurement, which would
+triple the time of calls that are long already, and has no way to take turns.)
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-import torch
-from torch.utils import benchmark
 
 
 @dataclass(frozen=True)
@@ -32,28 +29,33 @@ def interleaved(
     seconds: float = 0.1,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Timing]:
-    """Time every call of `calls` in `turns` rounds of about `seconds` each, under `torch.get_num_threads()` threads.
+    """Time every call of `calls` in `turns` rounds of about `seconds` each.
 
-    Each is called twice before the clock starts, to decide how often it is called in a turn. `progress` hears the name
-    of a contender after each of its turns.
+    Each is called twice before the clock starts, to decide how often it is called in a turn; a turn of several calls
+    starts with one that is not counted, which refills the caches that the contender before emptied. `progress` hears
+    the name of a contender after each of its turns.
     """
-    timers = {
-        name: benchmark.Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-        for name, call in calls.items()
-    }
-    counts = {name: max(1, round(seconds / _once(call))) for name, call in calls.items()}
+    counts = {name: max(1, round(seconds / _second_call(call))) for name, call in calls.items()}
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(turns):
-        for name, timer in timers.items():
-            found[name].append(timer.timeit(counts[name]).median)
+        for name, call in calls.items():
+            if counts[name] > 1:
+                call()
+            found[name].append(_clock(call, counts[name]))
             if progress is not None:
                 progress(name)
     return {name: Timing(statistics.median(times), min(times), max(times), turns) for name, times in found.items()}
 
 
-def _once(call: Callable[[], object]) -> float:
-    """Seconds of the second call: the first may compile."""
-    call()
+def _clock(call: Callable[[], object], count: int) -> float:
+    """Seconds a call, over `count` calls."""
     start = time.perf_counter()
+    for _ in range(count):
+        call()
+    return (time.perf_counter() - start) / count
+
+
+def _second_call(call: Callable[[], object]) -> float:
+    """Seconds of the second call, never 0: the first may compile."""
     call()
-    return max(time.perf_counter() - start, 1e-6)
+    return max(_clock(call, 1), 1e-6)

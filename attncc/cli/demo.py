@@ -10,7 +10,7 @@ EXAMPLES = "[bold]Examples[/]\n\nattncc demo\n\nattncc demo --json > demo.json\n
 
 
 def demo(
-    turns: Annotated[int, typer.Option(min=1, help="Interleaved turns that a median is taken of.")] = 9,
+    turns: Annotated[int, typer.Option(min=1, help="Interleaved turns that a median is taken of.")] = 7,
     seconds: Annotated[float, typer.Option(min=0.0, help="Rough duration of one turn of one engine.")] = 0.25,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
