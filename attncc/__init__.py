@@ -1,9 +1,9 @@
 """attncc: a graph compiler for attention.
 
-    compiled = attncc.compile(model)                       # a module or function with its attention fused
-    compiled = torch.compile(model, backend="attncc")      # the same through torch.compile
-    out = attncc.attention(q, k, v, is_causal=True)        # one fused operator, called directly
-    print(attncc.explain(model, *inputs))                  # every attention of a model: fused, or why not
+compiled = attncc.compile(model)                    # a module or function with its attention fused
+compiled = torch.compile(model, backend="attncc")   # the same through torch.compile
+out = attncc.attention(q, k, v, is_causal=True)     # one fused operator, called directly
+print(attncc.explain(model, *inputs))               # every attention of a model: fused, or why not
 """
 
 from attncc.attention import attention

@@ -61,7 +61,7 @@ def compile_graph(
 ) -> Compiled:
     """Compile one graph of Dynamo; `observe` receives what was found in it, fused or not."""
     if disabled():
-        return gm.forward
+        return _forward(gm)
     fused, found = _fuse(gm, example_inputs, options)
     for site in found:
         log.info("%s: %s", site.location, "fused" if site.fused else f"not fused: {site.reason}")
@@ -72,7 +72,12 @@ def compile_graph(
         raise UnfusedAttention("attention left unfused under strict=True:\n  " + "\n  ".join(unfused))
     if options.inner == "inductor":
         return _inductor(fused, example_inputs)
-    return fused.forward
+    return _forward(fused)
+
+
+def _forward(gm: fx.GraphModule) -> Compiled:
+    forward: Compiled = gm.forward
+    return forward
 
 
 def _fuse(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> tuple[fx.GraphModule, list[Found]]:

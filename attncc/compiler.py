@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import torch
 from torch import nn
 
 from attncc.options import Options, disabled
-
-Fn = TypeVar("Fn", bound=Callable[..., Any])
-Model = TypeVar("Model", bound=nn.Module)
-
-
-@overload
-def compile(model: torch.export.ExportedProgram, *, dynamic: bool | None = ..., **options: Any) -> nn.Module: ...
-@overload
-def compile(model: Model, *, dynamic: bool | None = ..., **options: Any) -> Model: ...
-@overload
-def compile(model: Fn, *, dynamic: bool | None = ..., **options: Any) -> Fn: ...
 
 
 def compile(model: Any, *, dynamic: bool | None = None, **options: Any) -> Any:
@@ -98,7 +87,7 @@ def _compiled_view(model: nn.Module, options: Options, dynamic: bool | None) -> 
     model = original(model)
     base = type(model)
     cls = type(base.__name__, (CompiledModule, base), {"__slots__": (), "__module__": base.__module__})
-    view: nn.Module = cls.__new__(cls)
+    view: nn.Module = object.__new__(cls)
     # Past nn.Module.__setattr__, which would register the original as a submodule of itself.
     object.__setattr__(view, "__dict__", model.__dict__)
     object.__setattr__(view, "_attncc_original", model)
