@@ -156,8 +156,9 @@ def attention(
     q [B, H, Sq, D], k [B, G, Skv, D], v [B, G, Skv, E]; returns [B, H, Sq, E], contiguous in the order of `layout`.
     Raises ValueError or TypeError for operands that do not fit the spec.
     """
-    sizes = (q.shape, k.shape, v.shape, q.dtype, torch.get_num_threads())
-    key = (spec, layout, sizes, tuple([t.shape for t in extras])) if extras else (spec, layout, sizes)
+    key: tuple[Any, ...] = (spec, layout, q.shape, k.shape, v.shape, q.dtype, _get_num_threads())
+    if extras:
+        key += tuple([t.shape for t in extras])
     plan = _plans.get(key)
     if plan is None:
         plan = _new_plan(key, q, k, v, extras, scalars, integers, spec, layout)
@@ -272,6 +273,7 @@ def _dense_rows(tensor: Tensor) -> Tensor:
     return tensor.contiguous().expand(size)
 
 
+_get_num_threads = torch.get_num_threads
 _plans: Plans[Plan] = Plans(_PLANS, _PLAN_BYTES)
 build.on_eviction.append(_drop_plans)
 _warned: set[tuple[str, str]] = set()

@@ -24,7 +24,12 @@ SCHEMA = (
 )
 _library = torch.library.Library("attncc", "DEF")
 _library.define(SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+# Looked up once: these stand in the path of every call.
+_modes = torch._C._len_torch_dispatch_stack
+_transformed = torch._C._are_functorch_transforms_active
+_profiled = torch.autograd._profiler_enabled
+_grad_enabled, _any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
 
 
 def attention(
@@ -42,9 +47,10 @@ def attention(
         compiled: Tensor = _overload(q, k, v, extras, scalars, integers, spec, layout)
         return compiled
     tensors = (q, k, v, *extras)
-    if _plain(tensors) and not (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)):
+    # A call that skips the dispatcher would be missing from a profile.
+    if _plain(tensors) and not (_grad_enabled() and _any_requires_grad(*tensors)) and not _profiled():
         return dispatch.attention(q, k, v, extras, scalars, integers, spec, layout)
-    if torch._C._are_functorch_transforms_active():
+    if _transformed():
         # `torch.func` transforms differentiate an autograd.Function, but not an operator's own autograd kernel.
         transformed: Tensor = _Attention.apply(None, scalars, integers, spec, layout, q, k, v, *extras)
         return transformed
@@ -53,10 +59,8 @@ def attention(
 
 
 def _plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether these are plain CPU tensors outside of every mode, transform and profile."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
-        return False
-    if torch.autograd._profiler_enabled():  # a call that skips the dispatcher would be missing from the profile
+    """Whether these are plain CPU tensors outside of every mode and transform."""
+    if _modes() or _transformed():
         return False
     return all([type(t) in _PLAIN and t.is_cpu for t in tensors])
 
@@ -73,8 +77,8 @@ def _autograd(
     layout: str,
 ) -> Tensor:
     tensors = (q, k, v, *extras)
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors):
-        if torch._C._are_functorch_transforms_active():
+    if _grad_enabled() and _any_requires_grad(*tensors):
+        if _transformed():
             raise RuntimeError("torch.ops.attncc.attention under torch.func.grad: call attncc.attention instead")
         result: Tensor = _Attention.apply(keyset, scalars, integers, spec, layout, *tensors)
         return result
