@@ -22,6 +22,9 @@ from attncc._tvm import IRModule, PrimFunc, Schedule
 from attncc.algorithm.key_step import EDGE
 from attncc.algorithm.signature import NAME
 
+LONGEST_SUM = 64
+"""Terms of a score that are summed one after the other, where head_dim is more than twice as large."""
+
 
 @dataclass(frozen=True)
 class Registers:
@@ -100,14 +103,35 @@ class PrefillSchedule:
         """The product into registers, and score_mod on it there."""
         sch, r = self.sch, self.registers
         qk, modify = sch.get_sblock("qk" + suffix), sch.get_sblock("modify" + suffix)
+        part = self.partial_sums(qk)
         sch.set_scope(qk, 0, "local")
         n, m, d = self.loops(qk)[-3:]
         n0, n1 = sch.split(n, [None, r.keys])
         m0, m1, m2 = sch.split(m, [None, r.vectors, r.lanes])
         sch.reorder(n0, m0, d, n1, m1, m2)
         sch.reverse_compute_at(modify, m0, preserve_unit_loops=True)
+        if part is not None:
+            sch.set_scope(part, 0, "local")
+            sch.compute_at(part, d, preserve_unit_loops=True)
+            n_part, m_part, d_part = self.loops(part)[-3:]
+            m1_part, m2_part = sch.split(m_part, [None, r.lanes])
+            sch.reorder(d_part, n_part, m1_part, m2_part)
+            self.register_tile(part, d_part, [n_part, m1_part, m2_part])
         self.register_tile(qk, d, [n1, m1, m2])
         self.finish_tile(modify, self.light)
+
+    def partial_sums(self, qk: Any) -> Any:
+        """For large heads, a block that sums a part of d at a time: rounding errors grow with the length of a sum.
+
+        None where d is short enough, or has no fitting divisor.
+        """
+        d = self.loops(qk)[-1]
+        extent = int(self.sch.get(d).extent)
+        parts = [n for n in range(LONGEST_SUM // 2, LONGEST_SUM + 1) if extent % n == 0]
+        if extent <= 2 * LONGEST_SUM or not parts:
+            return None
+        d0, _ = self.sch.split(d, [None, parts[-1]])
+        return self.sch.rfactor(d0, 0)
 
     def maximum(self, suffix: str) -> None:
         sch, r = self.sch, self.registers
