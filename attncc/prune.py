@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from attncc.convert.attention import is_attention
 from attncc.convert.driver import storages, written
 
 
@@ -27,6 +28,8 @@ def _has_effect(node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
     if str(node.target) == "aten.dropout.default" and (node.args[1] == 0 or not node.args[2]):
+        return False
+    if is_attention(node.target) and not (node.kwargs.get("dropout_p") or any(node.args[4:5])):
         return False
     return bool(node.is_impure()) or bool(written(node))
 

@@ -1,14 +1,17 @@
 """The second belt: a fused site run beside the nodes it replaces, in float64, on small inputs made to break it.
 
 Both sides start from the same values (the tensors that the fusion reads), so layouts, masks and scales of the emitted
-operands are checked with the attention itself. Symbolic sizes become small primes; scores reach ±800; masks that arrive
-as tensors are random, all false, and all true, so that some rows see no key. The oracle is `attncc.reference`.
+operands are checked with the attention itself. Symbolic sizes become small primes, and so do long fixed sequence
+lengths wherever they stand in the graph; scores reach ±800; masks that arrive as tensors are random, all false, and all
+true, so that some rows see no key. The oracle is `attncc.reference`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sympy
@@ -25,23 +28,47 @@ from attncc.symbolic import dim
 
 LARGEST = 2**22
 """Elements of the largest tensor of a replay; a site that is larger with every choice of sizes is not replayed."""
+_LONG = 96
+"""A fixed length from here on is replayed as one of `_SHORT`."""
+_SHORT = (23, 31)
 _PRIMES = (3, 5, 7, 2, 11, 13)
 _SCALAR = 0.35
 """Stands for every number that is known only at run time."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers for the size symbols, and smaller ones (`fixed`: from, to) for lengths that are numbers in the graph."""
+
+    symbols: Mapping[sympy.Symbol, int]
+    fixed: tuple[tuple[int, int], ...] = ()
+
+    def __call__(self, size: Any) -> int:
+        """A size of the graph as the replay has it."""
+        expression = dim(size)
+        return self.shrunk(expression) if isinstance(expression, int) else int(expression.subs(self.symbols))
+
+    def shrunk(self, number: int) -> int:
+        """A length, or a multiple of one, by the smaller length that stands for it."""
+        for old, new in sorted(self.fixed, key=lambda pair: (pair[0] != number, -pair[0])):
+            if number and number % old == 0:
+                return number // old * new
+        return number
 
 
 class TooLarge(Exception):
     """The site's sizes are fixed, and too large to be cheap."""
 
 
-def differs(fused: fx.Node, original: fx.Node, leaves: Sequence[fx.Node]) -> str | None:
+def differs(fused: fx.Node, original: fx.Node, leaves: Sequence[fx.Node], lengths: Sequence[int] = ()) -> str | None:
     """Where the two nodes, computed from `leaves`, do not have the same values: what was seen. None where they agree.
 
-    Raises TooLarge, and what PyTorch raises where the nodes do not run on any of the chosen sizes.
+    `lengths` are the sequence lengths of the site that are fixed numbers; long ones are replayed shorter. Raises
+    TooLarge, and what PyTorch raises where the nodes do not run on any of the chosen sizes.
     """
     ours, theirs = cone(fused, leaves), cone(original, leaves)
     problem: Exception | None = None
-    for sizes in _choices([*ours, *theirs]):
+    for sizes in _choices([*ours, *theirs], lengths):
         try:
             with torch.no_grad(), _disable_current_modes():  # real numbers, whatever the caller traces with
                 return _compare(ours, theirs, fused, original, leaves, sizes)
@@ -77,8 +104,8 @@ def cone(target: fx.Node, leaves: Iterable[fx.Node]) -> list[fx.Node]:
     return [n for n in order if n in needed]
 
 
-def _choices(nodes: Sequence[fx.Node]) -> Iterator[dict[sympy.Symbol, int]]:
-    """Values for the size symbols: small primes, then the sizes of the example inputs."""
+def _choices(nodes: Sequence[fx.Node], lengths: Sequence[int]) -> Iterator[Sizes]:
+    """Sizes to try: small primes for symbols and long fixed lengths, then the sizes of the example inputs."""
     symbols: dict[sympy.Symbol, int] = {}
     awkward: set[sympy.Symbol] = set()
     for node in nodes:
@@ -91,10 +118,12 @@ def _choices(nodes: Sequence[fx.Node]) -> Iterator[dict[sympy.Symbol, int]]:
                 for part in sympy.preorder_traversal(expression):
                     if not (part.is_Symbol or part.is_Number or part.is_Add or part.is_Mul or part.is_Pow):
                         awkward |= part.free_symbols  # a division that has to come out even
-    free = [s for s in symbols if s not in awkward]
-    if free:
-        yield {**symbols, **{s: _PRIMES[n % len(_PRIMES)] for n, s in enumerate(free)}}
-    yield symbols
+    long = sorted({n for n in lengths if n >= _LONG})
+    fixed = tuple(zip(long, _SHORT, strict=False))
+    small = {s: _PRIMES[n % len(_PRIMES)] for n, s in enumerate(s for s in symbols if s not in awkward)}
+    if small or fixed:
+        yield Sizes({**symbols, **small}, fixed)
+    yield Sizes(symbols)
 
 
 def _compare(
@@ -103,11 +132,11 @@ def _compare(
     fused: fx.Node,
     original: fx.Node,
     leaves: Sequence[fx.Node],
-    sizes: Mapping[sympy.Symbol, int],
+    sizes: Sizes,
 ) -> str | None:
     for node in [*ours, *theirs]:
         value = node.meta.get("val")
-        if isinstance(value, Tensor) and math.prod(_sized(s, sizes) for s in value.shape) > LARGEST:
+        if isinstance(value, Tensor) and math.prod(sizes(s) for s in value.shape) > LARGEST:
             raise TooLarge(f"{node.name} has {tuple(value.shape)} elements")
     discrete = any(isinstance(n.meta["val"], Tensor) and not n.meta["val"].is_floating_point() for n in leaves)
     for trial in ("random", "large", "visible") if discrete else ("random", "large"):
@@ -121,11 +150,11 @@ def _compare(
     return None
 
 
-def _sample(fake: Any, sizes: Mapping[sympy.Symbol, int], trial: str, generator: torch.Generator) -> Any:
+def _sample(fake: Any, sizes: Sizes, trial: str, generator: torch.Generator) -> Any:
     """A value for a leaf: a number, or a tensor of the fake's shape."""
     if not isinstance(fake, Tensor):
         return _SCALAR
-    shape = [_sized(s, sizes) for s in fake.shape]
+    shape = [sizes(s) for s in fake.shape]
     if fake.is_floating_point():
         tensor = torch.randn(shape, generator=generator, dtype=torch.float64)
         return tensor * 12 if trial == "large" and tensor.ndim > 1 else tensor
@@ -134,14 +163,7 @@ def _sample(fake: Any, sizes: Mapping[sympy.Symbol, int], trial: str, generator:
     return torch.full(shape, trial == "visible").to(fake.dtype)
 
 
-def _sized(size: Any, sizes: Mapping[sympy.Symbol, int]) -> int:
-    expression = dim(size)
-    return expression if isinstance(expression, int) else int(expression.subs(sizes))
-
-
-def _run(
-    nodes: Sequence[fx.Node], target: fx.Node, given: Mapping[fx.Node, Any], sizes: Mapping[sympy.Symbol, int]
-) -> Tensor:
+def _run(nodes: Sequence[fx.Node], target: fx.Node, given: Mapping[fx.Node, Any], sizes: Sizes) -> Tensor:
     """`target` computed in float64 from the given leaves."""
     values: dict[fx.Node, Any] = {}
     for node in nodes:
@@ -150,14 +172,13 @@ def _run(
             known = given[node]
             values[node] = known.clone() if isinstance(known, Tensor) else known
         elif isinstance(fake, torch.SymInt):
-            values[node] = _sized(fake, sizes)
+            values[node] = sizes(fake)
         elif isinstance(fake, torch.SymFloat):
-            number = fake.node.expr.subs(sizes)
+            number = fake.node.expr.subs(sizes.symbols)
             values[node] = float(number) if number.is_number else _SCALAR
         elif node.op == "call_function":
-            values[node] = _call(
-                node, fx.map_arg(node.args, values.__getitem__), fx.map_arg(node.kwargs, values.__getitem__)
-            )
+            args, kwargs = (map_aggregate(x, partial(_small, sizes)) for x in (node.args, node.kwargs))
+            values[node] = _call(node, fx.map_arg(args, values.__getitem__), fx.map_arg(kwargs, values.__getitem__))
         elif node.op == "get_attr" and isinstance(fake, Tensor):
             values[node] = _sample(fake, sizes, "random", torch.Generator().manual_seed(1))
         else:
@@ -171,12 +192,14 @@ def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
     if target is torch.ops.attncc.attention.default:
         q, k, v, extras, scalars, integers, spec, _ = args
         return reference.attention(AttentionSpec.from_json(spec), q, k, v, extras, scalars, integers)
-    args, kwargs = (map_aggregate(x, _widened) for x in (args, kwargs))
     return target(*args, **kwargs)
 
 
-def _widened(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
+def _small(sizes: Sizes, argument: Any) -> Any:
+    """An argument as the replay has it: lengths by shorter ones, floating-point dtypes by float64."""
+    if isinstance(argument, torch.dtype) and argument.is_floating_point:
+        return torch.float64
+    return sizes.shrunk(argument) if isinstance(argument, int) and not isinstance(argument, bool) else argument
 
 
 def _difference(actual: Tensor, expected: Tensor) -> str | None:

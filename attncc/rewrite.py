@@ -14,7 +14,8 @@ from torch import fx
 
 from attncc import ir, replay
 from attncc.convert import Converted, convert, fix_divided_sizes
-from attncc.emit import Emitter, emit
+from attncc.emit import emit
+from attncc.emitter import Emitter
 from attncc.locate import location
 from attncc.passes import PASSES
 from attncc.passes.fuse_attention import fuse_attention
@@ -140,10 +141,11 @@ def _replay(emitter: Emitter, node: ir.Attention, result: fx.Node, site: Found) 
     """Raises Refused where the emitted nodes do not compute what the original does."""
     names = dict.fromkeys(r for r in node.reads)
     leaves = [emitter.value(name) for name in names]
+    lengths = [n for n in (site.sizes["Sq"], site.sizes["Skv"]) if isinstance(n, int)]
     try:
         key = _signature(result, emitter.anchor, leaves)
         if key not in _REPLAYED:
-            _REPLAYED[key] = replay.differs(result, emitter.anchor, leaves)
+            _REPLAYED[key] = replay.differs(result, emitter.anchor, leaves, lengths)
         problem = _REPLAYED[key]
     except replay.TooLarge as error:
         log.debug("%s: not replayed: %s", site.location, error)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.amp import autocast_mode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 
@@ -26,8 +27,23 @@ def trace(gm: fx.GraphModule, fakes: Sequence[Any]) -> fx.GraphModule:
         if isinstance(value, FakeTensor):
             mode = value.fake_mode
     with mode, torch.fx.traceback.preserve_node_meta():
-        interpreter = fx.Interpreter(gm)
+        interpreter = _Interpreter(gm)
         traced: fx.GraphModule = make_fx(
             lambda *args: interpreter.run(*args), pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True
         )(*fakes)
     return traced
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs a graph for the tracer, which records autocast regions but leaves entering them to the caller.
+
+    Entered for real, they give the fakes inside and behind them the dtypes that they will have.
+    """
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is autocast_mode._enter_autocast:
+            device, dtype, enabled, cache = args
+            return autocast_mode.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cache).__enter__()
+        if target is autocast_mode._exit_autocast:
+            return args[0].__exit__(None, None, None)
+        return super().call_function(target, args, kwargs)

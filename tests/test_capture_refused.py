@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from capture import assert_same, capture
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from attncc.rewrite import rewrite
 
 B, H, S, D = 2, 4, 7, 8
 SCALE = D**-0.5
@@ -230,3 +235,27 @@ def test_nothing_is_said_twice() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(capture(lambda q, k, v: weights(q, k) @ v, qkv()).found) == 1
+
+
+@pytest.mark.parametrize("fault", [False, True], ids=["right", "wrong"])
+def test_long_fixed_lengths_are_replayed_short(fault: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fixed sizes of a real model, far too large to replay as they are, and a fault is still found."""
+    fusion = importlib.import_module("attncc.passes.fuse_attention")
+    if fault:
+        monkeypatch.setattr(fusion, "split_mask", lambda x, _: (_without_mask(x), None, -float("inf")))
+
+    def call(x: Tensor) -> Tensor:
+        q, k, v = (t.view(8, 640, 12, 64).transpose(1, 2) for t in x.chunk(3, -1))
+        mask = torch.ones(640, 640, dtype=torch.bool).tril()
+        p = (q @ k.mT / 8).masked_fill(~mask, float("-inf")).softmax(-1)
+        return (p @ v).transpose(1, 2).reshape(8, 640, 768)
+
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        gm = make_fx(call, pre_dispatch=True)(torch.empty(8, 640, 3 * 768))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        start = time.perf_counter()
+        _, found, _ = rewrite(gm)
+        assert time.perf_counter() - start < 5
+    assert [f.fused for f in found] == [not fault]
+    assert any("replay" in str(w.message) for w in told) == fault

@@ -24,7 +24,7 @@ from attncc.convert.context import (
     result,
     space,
 )
-from attncc.convert.contractions import in_dtype, reduce_over
+from attncc.convert.contractions import cast_operand, in_dtype, reduce_over
 from attncc.expr import op
 from attncc.symbolic import Dim, equal, exact_div
 
@@ -83,7 +83,8 @@ def scaled_dot_product_attention(c: Context, node: fx.Node) -> ir.Node:
     mask = node.kwargs.get("attn_mask", mask)
     if node.kwargs.get("dropout_p", dropout_p) != 0:
         raise Unsupported(f"dropout with p={node.kwargs.get('dropout_p', dropout_p)} draws random numbers")
-    q, k, v = (c.value(x) for x in (q_node, k_node, v_node))
+    dtype = dtype_name(result(node).dtype)
+    q, k, v = (cast_operand(c, node.name, n, c.value(x), dtype) for n, x in enumerate((q_node, k_node, v_node)))
     grouped = bool(node.kwargs.get("enable_gqa", False))
     product, keys = _scores(c, node, q, k, grouped)
     scores = _masked(c, node, q, product, mask, bool(node.kwargs.get("is_causal", causal)))

@@ -18,11 +18,13 @@ Labelled = tuple[ir.Node, Sequence[str]]
 def contract(
     c: Context, name: str, operands: Sequence[Labelled], output: Sequence[str], dtype: str
 ) -> ir.Node:  # fmt: skip
-    """An einsum: every operand with a label a dimension. Dimensions of size 1 broadcast against larger ones."""
+    """An einsum: every operand with a label a dimension. Dimensions of size 1 broadcast against larger ones.
+
+    Operands of another dtype than the result's are cast first: so does autocast.
+    """
     sizes: dict[str, Dim] = {}
+    operands = [(cast_operand(c, name, n, v, dtype), labels) for n, (v, labels) in enumerate(operands)]
     for value, labels in operands:
-        if value.dtype != dtype:
-            raise Unsupported(f"a product in {dtype} of {value.dtype} operands")
         for label, size in zip(labels, value.shape, strict=True):
             if sizes.get(label, 1) == 1:
                 sizes[label] = size
@@ -131,6 +133,13 @@ def reduction(c: Context, node: fx.Node) -> ir.Node:
     along = [int(d) % len(source.shape) for d in over]
     source = in_dtype(c, f"{node.name}.input", source, dtype_name(result(node).dtype))
     return reduce_over(c, node.name, kind, source, along, keep)
+
+
+def cast_operand(c: Context, name: str, number: int, value: ir.Node, dtype: str) -> ir.Node:
+    """An operand of the product `name` in the dtype of the product. Raises Unsupported for integers."""
+    if value.dtype != dtype and not {value.dtype, dtype} <= set(ex.FLOATS):
+        raise Unsupported(f"a product in {dtype} of {value.dtype} operands")
+    return in_dtype(c, f"{name}.cast{number}", value, dtype)
 
 
 def in_dtype(c: Context, name: str, source: ir.Node, dtype: str) -> ir.Node:

@@ -143,7 +143,8 @@ def slice_(c: Context, node: fx.Node) -> ir.Node:
     given = list(node.args[1:])
     along, start, _, step = given + [0, None, None, 1][len(given) :]
     along = int(along) % len(source.shape)
-    return sliced(c, node, source, along, _offset(start or 0, source.shape[along]), dim(_number(step)))
+    first = _start(start or 0, source.shape[along], shape_of(result(node))[along])
+    return sliced(c, node, source, along, first, dim(_number(step)))
 
 
 @lowers("aten.narrow.default")
@@ -157,8 +158,6 @@ def narrow(c: Context, node: fx.Node) -> ir.Node:
 def sliced(c: Context, node: fx.Node, source: ir.Node, along: int, start: Dim, step: Dim) -> ir.Node:
     """`source` read from `start` in steps along one dimension, in the shape that `node` has."""
     shape = shape_of(result(node))
-    if isinstance(start, int) and isinstance(source.shape[along], int):
-        start = min(start, source.shape[along])
     axes, dims = space(shape)
     index = tuple(
         ix.total([ix.scaled(position(dims, p), step)], start)
@@ -166,6 +165,16 @@ def sliced(c: Context, node: fx.Node, source: ir.Node, along: int, start: Dim, s
         else position(dims, p) for p in range(len(shape))
     )  # fmt: skip
     return c.add(ir.View(node.name, source.dtype, axes, dims, ir.Access(source.name, index)))
+
+
+def _start(argument: object, size: Dim, length: Dim) -> Dim:
+    """Where a slice begins: counted from the back where negative, and never outside."""
+    if equal(size, length):
+        return 0
+    at = dim(_number(argument))
+    if isinstance(at, int) and isinstance(size, int):
+        return min(max(at + size if at < 0 else at, 0), size)
+    return _offset(argument, size)
 
 
 def _number(argument: object) -> object:

@@ -26,7 +26,9 @@ def as_float(expr: ex.Expr) -> ex.Expr:
 
 LOWEST = -3.4028234663852886e38
 CASES = {
-    "additive infinity": (op("add", SCORE, op("where", SEEN, num(0.0), num(-math.inf))), "scores[a, b]", "(b <= a)", -math.inf),
+    "additive infinity": (
+        op("add", SCORE, op("where", SEEN, num(0.0), num(-math.inf))), "scores[a, b]", "(b <= a)", -math.inf
+    ),
     "additive, the other way round": (
         op("add", op("where", SEEN, num(-math.inf), num(0.0)), SCORE), "scores[a, b]", "(b > a)", -math.inf
     ),
@@ -35,10 +37,12 @@ CASES = {
         "(scores[a, b] * 2)", "mask[b]", LOWEST,
     ),
     "additive with another bias": (
-        op("add", op("add", SCORE, BIAS), op("where", SEEN, num(0.0), num(LOWEST))), "(scores[a, b] + bias[b])", "(b <= a)", LOWEST
+        op("add", op("add", SCORE, BIAS), op("where", SEEN, num(0.0), num(LOWEST))),
+        "(scores[a, b] + bias[b])", "(b <= a)", LOWEST,
     ),
     "an additive -1e9 absorbs no score": (
-        op("add", SCORE, op("where", SEEN, num(0.0), num(-1e9))), "(scores[a, b] + where((b <= a), 0, -1e+09))", None, -math.inf
+        op("add", SCORE, op("where", SEEN, num(0.0), num(-1e9))),
+        "(scores[a, b] + where((b <= a), 0, -1e+09))", None, -math.inf,
     ),
     "a fill of -1e9 is a mask": (op("where", SEEN, SCORE, num(-1e9)), "scores[a, b]", "(b <= a)", -1e9),
     "a fill of -5 is none": (op("where", SEEN, SCORE, num(-5.0)), "where((b <= a), scores[a, b], -5)", None, -math.inf),
@@ -54,9 +58,13 @@ CASES = {
         "where(mask[b], scores[a, b], -1e+09)", "(b <= a)", -math.inf,
     ),
     "a mask of the scores": (
-        op("where", op("lt", SCORE, num(0.0)), num(-math.inf), SCORE), "where((scores[a, b] < 0), -inf, scores[a, b])", None, -math.inf
+        op("where", op("lt", SCORE, num(0.0)), num(-math.inf), SCORE),
+        "where((scores[a, b] < 0), -inf, scores[a, b])", None, -math.inf,
     ),
-    "always true": (op("where", op("ge", ex.Index("a"), ex.Const(0, "int64")), SCORE, num(-math.inf)), "scores[a, b]", None, -math.inf),
+    "always true": (
+        op("where", op("ge", ex.Index("a"), ex.Const(0, "int64")), SCORE, num(-math.inf)),
+        "scores[a, b]", None, -math.inf,
+    ),
 }  # fmt: skip
 
 

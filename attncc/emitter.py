@@ -1,0 +1,210 @@
+"""Adding nodes to an FX graph: operator calls with their fake values, sizes as nodes, and reads as chains of views."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from attncc import index as ix
+from attncc import ir
+from attncc.convert import Converted
+from attncc.passes.refused import Refused
+from attncc.symbolic import Dim, dim, equal, exact_div, product, reduce
+
+aten = torch.ops.aten
+Group = tuple[str, ...]
+"""Axes that make up one dimension, outermost first."""
+
+
+class Emitter:
+    """Adds nodes to a graph before `anchor`, each with its fake value; `undo` takes them out again."""
+
+    def __init__(self, converted: Converted, anchor: fx.Node) -> None:
+        self.converted = converted
+        self.anchor = anchor
+        self.graph = anchor.graph
+        self.made: list[fx.Node] = []
+
+    def call(self, target: Any, *args: Any) -> fx.Node:
+        """A call of an operator on nodes and numbers, its fake value and origin noted."""
+        with self.graph.inserting_before(self.anchor):
+            node = self.graph.call_function(target, args)
+        self.made.append(node)
+        node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
+            if key in self.anchor.meta:
+                node.meta[key] = self.anchor.meta[key]
+        return node
+
+    def undo(self) -> None:
+        """Remove everything that was added."""
+        for node in reversed(self.made):
+            self.graph.erase_node(node)
+        self.made.clear()
+
+    def value(self, name: str) -> fx.Node:
+        """The FX node that holds an IR value at the anchor. Raises Refused where none does any more."""
+        source = self.converted.sources.get(name)
+        if source is None:
+            raise Refused(f"the value {name} is never computed by itself", name)
+        if source.expires is not None and source.expires < self.converted.positions[self.anchor]:
+            raise Refused(f"{source.node.name} is changed in place before the attention's end", name)
+        return source.node
+
+    def number(self, size: Dim) -> Any:
+        """A size as an int or as an FX node. Raises Refused where it cannot be computed at the anchor."""
+        size = reduce(size)
+        if isinstance(size, int):
+            return size
+        found = self._existing(size)
+        if found is not None:
+            return found
+        if size.is_Add or size.is_Mul:
+            first, *rest = (self.number(a) for a in size.args)
+            for part in rest:
+                first = self.call(operator.add if size.is_Add else operator.mul, first, part)
+            return first
+        if size.func.__name__ == "FloorDiv":
+            return self.call(operator.floordiv, *(self.number(a) for a in size.args))
+        if isinstance(size, sympy.Pow) and size.exp.is_Integer and size.exp > 0:
+            return self.call(operator.pow, self.number(size.base), int(size.exp))
+        known = _environment(self.converted).replace(size)  # sizes are learnt while guards are added
+        if known != size:
+            return self.number(known)
+        raise Refused(f"the size {size} is not at hand")
+
+    def _existing(self, size: sympy.Expr) -> fx.Node | None:
+        """A node before the anchor that is the size, or a dimension of an input that has it."""
+        here = self.converted.positions[self.anchor]
+        for node, position in self.converted.positions.items():
+            if position >= here:
+                break
+            value = node.meta.get("val")
+            if isinstance(value, torch.SymInt) and equal(dim(value), size):
+                return node
+        for node, position in self.converted.positions.items():
+            value = node.meta.get("val")
+            if position < here and node.op == "placeholder" and isinstance(value, torch.Tensor):
+                for p, s in enumerate(value.shape):
+                    if equal(dim(s), size):
+                        return self.call(aten.sym_size.int, node, p)
+        return None
+
+    def operand(
+        self, access: ir.Access, groups: Sequence[Group], sizes: Mapping[str, Dim], dtype: str | None = None
+    ) -> fx.Node:
+        """The value read by `access` as a tensor with one dimension a group of axes."""
+        node = self.value(access.value)
+        access, groups, sizes = _joined(access, groups, sizes)
+        labels: list[str] = []
+        for p in reversed(range(len(access.index))):
+            node, axes = self._unpacked(node, p, access.index[p], sizes)
+            labels = [*axes, *labels]
+        if len(set(labels)) != len(labels):
+            raise Refused(f"{access.value} is read along a diagonal", access.value)
+        wanted = [a for g in groups for a in g]
+        if set(labels) - set(wanted):
+            raise Refused(f"{access.value} moves along axes that this operand cannot have", access.value)
+        order = [labels.index(a) for a in wanted if a in labels]
+        if order != list(range(len(order))):
+            node = self.call(aten.permute.default, node, order)
+        node = self._grouped(node, groups, {a for a in labels}, sizes)
+        if dtype is not None and str(node.meta["val"].dtype) != f"torch.{dtype}":
+            node = self.call(aten.to.dtype, node, getattr(torch, dtype))
+        return node
+
+    def _grouped(self, node: fx.Node, groups: Sequence[Group], present: set[str], sizes: Mapping[str, Dim]) -> fx.Node:
+        """Dimensions for the missing axes, then one dimension a group."""
+        place, missing = 0, False
+        for group in groups:
+            for axis in group or ("",):
+                if axis not in present:
+                    node = self.call(aten.unsqueeze.default, node, place)
+                    missing |= axis != ""
+                place += 1
+        if missing:
+            shape = [self.number(sizes[a]) if a else 1 for g in groups for a in (g or ("",))]
+            node = self.call(aten.expand.default, node, shape)
+        if any(len(g) > 1 for g in groups):
+            node = self.call(aten.reshape.default, node, [self.number(product(sizes[a] for a in g)) for g in groups])
+        return node
+
+    def _unpacked(self, node: fx.Node, p: int, index: ix.Linear, sizes: Mapping[str, Dim]) -> tuple[fx.Node, list[str]]:
+        """Dimension p read at `index`, as one dimension for each axis of the index."""
+        size = dim(node.meta["val"].shape[p])
+        if not index.terms:
+            return self.call(aten.select.int, node, p, self.number(index.const)), []
+        axis, stride = _outermost(index)
+        if len(index.terms) == 1:
+            if stride == 1 and equal(size, sizes[axis]):
+                return node, [axis]
+            end = reduce(index.const + product((stride, reduce(sizes[axis] - 1))) + 1)
+            start, stop, step = (self.number(x) for x in (index.const, end, stride))
+            return self.call(aten.slice.Tensor, node, p, start, stop, step), [axis]
+        rest = ix.Linear(tuple(t for t in index.terms if t[0] != axis), 0)
+        count, (whole, left) = exact_div(size, stride), _divided(index.const, stride)
+        if count is None:  # the merged part lies inside the dimension: cut it out first
+            length = product((stride, sizes[axis]))
+            node = self.call(
+                aten.slice.Tensor, node, p, self.number(index.const), self.number(reduce(index.const + length)), 1
+            )
+            count, whole, left = sizes[axis], 0, 0
+        shape = [self.number(dim(s)) for s in node.meta["val"].shape]
+        node = self.call(
+            aten.view.default, node, [*shape[:p], self.number(count), self.number(stride), *shape[p + 1 :]]
+        )
+        node, inner = self._unpacked(node, p + 1, ix.total([rest], left), sizes)
+        node, outer = self._unpacked(node, p, ix.Linear(((axis, 1),), whole), sizes)
+        return node, [*outer, *inner]
+
+
+def _environment(converted: Converted) -> Any:
+    """The shape environment of a graph with symbolic sizes. Raises Refused for a graph without."""
+    for node in converted.positions:
+        value = node.meta.get("val")
+        for size in value.shape if isinstance(value, torch.Tensor) else (value,):
+            if isinstance(size, torch.SymInt):
+                return size.node.shape_env
+    raise Refused("a size is not known")
+
+
+def _joined(
+    access: ir.Access, groups: Sequence[Group], sizes: Mapping[str, Dim]
+) -> tuple[ir.Access, Sequence[Group], Mapping[str, Dim]]:
+    """The same read with every group that lies merged in one dimension already as one axis."""
+    joined, known, index = list(groups), dict(sizes), list(access.index)
+    for number, group in enumerate(groups):
+        places = [p for p, i in enumerate(index) if set(i.axes) & set(group)]
+        if len(group) < 2 or len(places) != 1:
+            continue
+        linear = index[places[0]]
+        step = linear.coefficient(group[-1])
+        part = ix.Linear(tuple(t for t in linear.terms if t[0] in group))
+        if step == 0 or part != ix.scaled(ix.merged(group, sizes), step):
+            continue
+        whole = ".".join(group)
+        rest = ix.Linear(tuple(t for t in linear.terms if t[0] not in group), linear.const)
+        index[places[0]] = ix.total([rest, ix.scaled(ix.axis(whole), step)])
+        known[whole] = product(sizes[a] for a in group)
+        joined[number] = (whole,)
+    return ir.Access(access.value, tuple(index)), joined, known
+
+
+def _outermost(index: ix.Linear) -> tuple[str, Dim]:
+    """The term whose coefficient all others divide. Raises Refused."""
+    for axis, stride in index.terms:
+        if all(exact_div(stride, other) is not None for _, other in index.terms):
+            return axis, stride
+    raise Refused(f"the index {index} is no merge of axes")
+
+
+def _divided(const: Dim, by: Dim) -> tuple[Dim, Dim]:
+    if isinstance(const, int) and isinstance(by, int):
+        return divmod(const, by)
+    whole = exact_div(const, by)
+    return (0, const) if whole is None else (whole, 0)
