@@ -89,9 +89,12 @@ def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], Hist
         verify_graph(graph)
         history.append((run.__name__, str(graph)))
     found: dict[str, Found] = {}
+    differentiable = _differentiable(aten)
     for node in graph:
         if isinstance(node, ir.Attention):
-            found[node.name] = _fuse(aten, converted, node, graph.hints, verify)
+            site = _fuse(aten, converted, node, graph.hints, verify)
+            site.requires_grad = converted.sources[node.name].node in differentiable
+            found[node.name] = site
     for name, reason in near_misses(before, graph):
         anchor = converted.sources[name].node
         found[name] = Found(False, *location(anchor), reason=reason)
@@ -102,13 +105,22 @@ def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], Hist
     return found, history
 
 
+def _differentiable(aten: fx.GraphModule) -> set[fx.Node]:
+    """The nodes that depend on an argument to which a gradient is to flow."""
+    reached: set[fx.Node] = set()
+    for node in aten.graph.nodes:
+        if node.meta.get("requires_grad") or any(n in reached for n in node.all_input_nodes):
+            reached.add(node)
+    return reached
+
+
 def _fuse(
     aten: fx.GraphModule, converted: Converted, node: ir.Attention, hints: Mapping[str, int], verify: bool
 ) -> Found:
     """Put one Attention into the graph, if it stands the replay."""
     anchor = converted.sources[node.name].node
     value_ = anchor.meta["val"]
-    site = Found(True, *location(anchor), spec=node.spec, device=value_.device.type, requires_grad=value_.requires_grad)
+    site = Found(True, *location(anchor), spec=node.spec, device=value_.device.type)
     axes = dict(node.axes)
     for name, role in {"B": "b", "H": "h", "Sq": "i", "Skv": "j"}.items():
         size: Dim = product(axes[a] for a in dict(node.roles)[role])

@@ -17,7 +17,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 
 def trace(gm: fx.GraphModule, fakes: Sequence[Any]) -> fx.GraphModule:
-    """The pre-dispatch ATen graph of `gm`; its nodes carry fakes (`meta["val"]`) and the user's `stack_trace`.
+    """The pre-dispatch ATen graph of `gm`; its nodes carry fakes (`meta["val"]`) and the user's `stack_trace`,
+    its arguments whether a gradient is to reach them (`meta["requires_grad"]`).
 
     `fakes` are the example inputs, all of one FakeTensorMode. A backend takes them from the placeholders'
     `example_value`: the ones it is called with may belong to another mode.
@@ -31,6 +32,9 @@ def trace(gm: fx.GraphModule, fakes: Sequence[Any]) -> fx.GraphModule:
         traced: fx.GraphModule = make_fx(
             lambda *args: interpreter.run(*args), pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True
         )(*fakes)
+    placeholders = (n for n in traced.graph.nodes if n.op == "placeholder")
+    for node, value in zip(placeholders, fakes, strict=False):
+        node.meta["requires_grad"] = torch.is_grad_enabled() and getattr(value, "requires_grad", False)
     return traced
 
 

@@ -50,7 +50,7 @@ def test_text_parses_back(dynamic: bool) -> None:
 @pytest.mark.parametrize(
     "expr",
     [
-        ex.op("where", ex.op("le", ex.Index("a"), ex.Index("b1")), ex.Arg(0, "float16"), ex.Const(-math.inf, "float16")),
+        ex.op("where", ex.op("le", ex.Index("a"), ex.Index("b")), ex.Arg(0, "float16"), ex.Const(-math.inf, "float16")),
         ex.op("not", ex.op("and", ex.Arg(2, "bool"), ex.Const(True, "bool"))),
         ex.op("add", ex.Arg(0, "float32"), ex.Arg(1, "float64"), dtype="float32"),
         ex.op("cast", ex.op("floordiv", ex.Size("s0"), ex.Const(-3, "int64")), dtype="int32"),
