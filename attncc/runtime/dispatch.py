@@ -6,139 +6,29 @@ A repeated call costs one dictionary lookup, the output's allocation and the nat
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from attncc.options import disabled
-from attncc.runtime import build, check, eager, launcher, stats
-from attncc.runtime.plans import Plans
-from attncc.runtime.scratch import Scratch
+from attncc.runtime import build, check, launcher
+from attncc.runtime.bounded import Bounded
+from attncc.runtime.plan import EagerPlan, EmptyPlan, KernelPlan, Plan
 from attncc.spec import AttentionSpec
 from attncc.target import Target, detect
+
+if TYPE_CHECKING:
+    from attncc.schedules.family import Problem
 
 _PLANS = 512
 _PLAN_BYTES = 16 << 20
 """Bounds on the launch plans that are kept, in number and in bytes of work tables."""
 _FLOPS, _BYTES, _SHARE = 50e9, 20e9, 4e-6
 """Of one thread, roughly: operations and bytes of keys and values a second; seconds of work that pay for waking it."""
-
-
-class Plan:
-    """How calls of one combination of spec, layout, sizes and threads are answered."""
-
-    bytes = 0
-
-    def run(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        extras: Sequence[Tensor],
-        scalars: Sequence[float],
-        integers: Sequence[int],
-    ) -> Tensor:
-        """The output of one call whose sizes are the plan's."""
-        raise NotImplementedError
-
-
-class KernelPlan(Plan):
-    """Run a kernel."""
-
-    def __init__(self, kernel: build.Kernel, problem: Any, layout: str) -> None:
-        launch = kernel.family.launch(kernel.spec, kernel.decisions, problem)
-        self.kernel = kernel
-        self.layout = layout
-        self.call = kernel.call
-        self.tick = kernel.counters.calls.tick
-        self.work = torch.from_numpy(launch.work.copy())
-        self.bytes = launch.work.nbytes
-        self.launcher = launcher.address(min(problem.threads, len(launch.work)), kernel.header)
-        self.dtype = eager.torch_dtype(kernel.spec.dtype)
-        compute = torch.float64 if kernel.spec.dtype == "float64" else torch.float32
-        self.scratch = Scratch(launch.workspaces, compute) if launch.workspaces else None
-        self.size = (problem.batch, problem.heads, problem.q_len, kernel.spec.value_dim)
-        self.stride = dense_strides(self.size, layout)
-
-    def run(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        extras: Sequence[Tensor],
-        scalars: Sequence[float],
-        integers: Sequence[int],
-    ) -> Tensor:
-        """Call the kernel on the tensors as they lie; only a last dimension that is not dense is copied."""
-        if q.stride(3) != 1:
-            q = _dense_rows(q)
-        if k.stride(3) != 1:
-            k = _dense_rows(k)
-        if v.stride(3) != 1:
-            v = _dense_rows(v)
-        out = torch.empty_strided(self.size, self.stride, dtype=self.dtype)
-        scratch = self.scratch
-        workspaces = scratch.take() if scratch is not None else []
-        try:
-            self.call(self.work, q, k, v, *extras, out, *workspaces, *scalars, *integers, self.launcher)
-        except Exception as error:
-            check.operands(self.kernel.spec, q, k, v, extras, scalars, integers, self.layout)
-            raise self._explained(error, q, k, v) from error
-        if scratch is not None:
-            scratch.give(workspaces)
-        next(self.tick)
-        return out
-
-    def _explained(self, error: Exception, *tensors: Tensor) -> RuntimeError:
-        given = ", ".join(f"{t.dtype} {list(t.shape)} strides {list(t.stride())}" for t in tensors)
-        return RuntimeError(
-            f"attncc::attention: the kernel {self.kernel.name} for {self.kernel.target} refused "
-            f"q, k, v = {given}: {error}"
-        )
-
-
-class EmptyPlan(Plan):
-    """Answer sizes of zero: no output element, or no key, over which a sum is 0."""
-
-    def __init__(self, size: tuple[int, int, int, int], layout: str) -> None:
-        self.size, self.layout = size, layout
-
-    def run(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        extras: Sequence[Tensor],
-        scalars: Sequence[float],
-        integers: Sequence[int],
-    ) -> Tensor:
-        """Zeros, as PyTorch gives."""
-        return torch.empty_strided(self.size, dense_strides(self.size, self.layout), dtype=q.dtype).zero_()
-
-
-class EagerPlan(Plan):
-    """Run as PyTorch: no kernel could be built."""
-
-    def __init__(self, spec: AttentionSpec, layout: str) -> None:
-        self.spec, self.layout = spec, layout
-
-    def run(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        extras: Sequence[Tensor],
-        scalars: Sequence[float],
-        integers: Sequence[int],
-    ) -> Tensor:
-        """The same attention by plain torch operators, counted as a fallback."""
-        stats.fallbacks.add()
-        return eager.attention(self.spec, q, k, v, extras, scalars, integers, self.layout)
 
 
 def attention(
@@ -178,16 +68,9 @@ def set_target(target: Target | None) -> None:
 
 
 def forget_plans() -> None:
-    """Drop all launch plans; kernels stay in memory."""
+    """Drop all launch plans, and try again what could not be built; kernels stay in memory."""
     _plans.drop()
-
-
-def dense_strides(size: tuple[int, int, int, int], layout: str) -> tuple[int, int, int, int]:
-    """Strides of [B, H, S, E] that is contiguous as [B, H, S, E] ("bhsd") or as [B, S, H, E] ("bshd")."""
-    _, heads, rows, inner = (max(1, n) for n in size)
-    if layout == "bhsd":
-        return heads * rows * inner, rows * inner, inner, 1
-    return rows * heads * inner, inner, heads * inner, 1
+    _failed.clear()
 
 
 @lru_cache(maxsize=512)
@@ -227,16 +110,31 @@ def _kernel_plan(spec: AttentionSpec, q: Tensor, k: Tensor, layout: str) -> Plan
 
     batch, heads, q_len, _ = q.shape
     problem = schedules.Problem(batch, heads, q_len, k.shape[2], _threads(spec, q, k))
-    target = host_target()
-    if disabled():
-        return EagerPlan(spec, layout)
-    try:
-        family = schedules.select(spec, problem, target)
-        kernel = build.kernel(spec, target, family)
-    except Exception as error:  # whatever went wrong in a compiler, PyTorch can still answer
-        _warn_fallback(spec, target, error)
-        return EagerPlan(spec, layout)
-    return KernelPlan(kernel, problem, layout)
+    kernel = None if disabled() else _kernel(spec, problem, host_target())
+    return EagerPlan(spec, layout) if kernel is None else KernelPlan(kernel, problem, layout)
+
+
+def _kernel(spec: AttentionSpec, problem: Problem, target: Target) -> build.Kernel | None:
+    """A kernel by the first family that fits and can be built; None where there is none, which gives a warning."""
+    from attncc import schedules
+
+    reasons, kernel = [], None
+    for family in schedules.families(target):
+        identity = (family.name, spec.name, target.key)
+        if identity in _failed or not family.suits(spec, problem) or family.declines(spec, target) is not None:
+            continue
+        try:
+            kernel = build.kernel(spec, target, family)
+            break
+        except Exception as error:  # whatever went wrong in a compiler, another family or PyTorch can still answer
+            _failed.add(identity)
+            reasons.append(f"{family.name}: {type(error).__name__}: {error}")
+    if reasons or (kernel is None and ("", spec.name, target.key) not in _failed):
+        _failed.add(("", spec.name, target.key))
+        instead = "it runs as PyTorch" if kernel is None else f"{kernel.family.name} runs it instead"
+        message = f"attncc: no kernel for {spec} on {target}, {instead}. {'; '.join(reasons) or 'No family takes it.'}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return kernel
 
 
 def _threads(spec: AttentionSpec, q: Tensor, k: Tensor) -> int:
@@ -248,44 +146,13 @@ def _threads(spec: AttentionSpec, q: Tensor, k: Tensor) -> int:
     return launcher.usable_threads(min(torch.get_num_threads(), worthwhile))
 
 
-def _warn_fallback(spec: AttentionSpec, target: Target, error: Exception) -> None:
-    identity = (spec.name, target.key)
-    with _lock:
-        known = identity in _warned
-        _warned.add(identity)
-    if not known:
-        warnings.warn(
-            f"attncc: no kernel for {spec} on {target}, so it runs as PyTorch: {type(error).__name__}: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-
-
-def _dense_rows(tensor: Tensor) -> Tensor:
-    """`tensor` with a last stride of 1: a view where the last dimension has one element, else a counted copy."""
-    if tensor.shape[3] == 1:
-        return tensor.as_strided(tensor.shape, (*tensor.stride()[:3], 1))
-    stats.copies.add()
-    size = tensor.shape
-    for dim in range(3):
-        if tensor.stride(dim) == 0:  # broadcast: one copy serves all
-            tensor = tensor.narrow(dim, 0, 1)
-    return tensor.contiguous().expand(size)
-
-
 _get_num_threads = torch.get_num_threads
-_plans: Plans[Plan] = Plans(_PLANS, _PLAN_BYTES)
+_plans: Bounded[Plan] = Bounded(_PLANS, _PLAN_BYTES)
 build.on_eviction.append(_drop_plans)
-_warned: set[tuple[str, str]] = set()
+_failed: set[tuple[str, str, str]] = set()
+"""(family, spec, target) of what could not be built, and is not tried again; "" stands for all families."""
 _target: Target | None = None
-_lock = threading.Lock()
-
-
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.Lock()  # a thread that the child does not have may hold it
-    _plans.after_fork()  # the child runs loops serially: other launchers, other work tables
-
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    # The child runs loops serially: other launchers, other work tables.
+    os.register_at_fork(after_in_child=_plans.after_fork)

@@ -17,7 +17,7 @@ from attncc import reference, schedules
 from attncc.attention import attention
 from attncc.runtime import build, dispatch, launcher, stats
 from attncc.spec import AttentionSpec, Extra
-from attncc.target import parse
+from attncc.target import Target, parse
 
 SPEC = AttentionSpec("float32", 16, 8, score_mod=ex.op("mul", ex.Score(), ex.Scalar("s0", "float32")), scalars=("s0",))
 
@@ -156,6 +156,23 @@ def test_without_a_kernel_pytorch_answers_with_one_warning(fresh: Path, monkeypa
             assert out.transpose(1, 2).is_contiguous()
     assert len([w for w in caught if w.category is RuntimeWarning]) == 1
     assert (stats.stats().calls, stats.stats().fallbacks) == (0, 2)
+
+
+def test_a_family_that_cannot_be_built_leaves_the_call_to_the_next(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_llvm = build.compile_llvm
+
+    def broken(spec: AttentionSpec, target: Target, family: schedules.Family, decisions: dict[str, int]) -> bytes:
+        if family.regime != "any":
+            raise RuntimeError("no such instruction")
+        return compile_llvm(spec, target, family, decisions)
+
+    monkeypatch.setattr(build, "compile_llvm", broken)
+    with pytest.warns(RuntimeWarning, match="fallback runs it instead") as caught:
+        for kv_len in (7, 6):
+            check(*operands(kv_len=kv_len))
+    assert len([w for w in caught if w.category is RuntimeWarning]) == 1
 
 
 @pytest.mark.parametrize(

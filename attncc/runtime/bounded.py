@@ -1,4 +1,4 @@
-"""Launch plans that are kept: a dictionary bounded in entries and in bytes, whose oldest entries go first."""
+"""A dictionary bounded in entries and in bytes, whose oldest entries go first: it keeps launch plans."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Sized(Protocol):
 P = TypeVar("P", bound=Sized)
 
 
-class Plans(dict[tuple[Any, ...], P]):
-    """Plans by what they follow from. Reading needs no lock; all changes go through the methods below."""
+class Bounded(dict[tuple[Any, ...], P]):
+    """Values by what they follow from. Reading needs no lock; all changes go through the methods below."""
 
     def __init__(self, entries: int, limit: int) -> None:
         super().__init__()
@@ -28,19 +28,19 @@ class Plans(dict[tuple[Any, ...], P]):
         self._held = 0
         self._lock = threading.Lock()
 
-    def put(self, key: tuple[Any, ...], plan: P) -> None:
-        """Keep `plan`, and drop the oldest ones beyond the bounds."""
+    def put(self, key: tuple[Any, ...], value: P) -> None:
+        """Keep `value`, and drop the oldest ones beyond the bounds."""
         with self._lock:
             self._pop(key)
-            self[key] = plan
-            self._held += plan.bytes
+            self[key] = value
+            self._held += value.bytes
             while len(self) > self.entries or (self._held > self.limit and len(self) > 1):
                 self._pop(next(iter(self)))
 
-    def drop(self, condition: Callable[[P], bool] = lambda plan: True) -> None:
-        """Drop the plans for which `condition` holds; all of them without one."""
+    def drop(self, condition: Callable[[P], bool] = lambda value: True) -> None:
+        """Drop the values for which `condition` holds; all of them without one."""
         with self._lock:
-            for key in [key for key, plan in self.items() if condition(plan)]:
+            for key in [key for key, value in self.items() if condition(value)]:
                 self._pop(key)
 
     def after_fork(self) -> None:
@@ -49,6 +49,6 @@ class Plans(dict[tuple[Any, ...], P]):
         self.drop()
 
     def _pop(self, key: tuple[Any, ...]) -> None:
-        plan = self.pop(key, None)
-        if plan is not None:
-            self._held -= plan.bytes
+        value = self.pop(key, None)
+        if value is not None:
+            self._held -= value.bytes
