@@ -34,8 +34,10 @@ class Tiling:
     """Rows of a register tile."""
     keys: int
     """Keys of a block: a multiple of `key_chunk` and of `strands`."""
+    key_rows: int
+    """Keys of a register tile of scores; divides `key_chunk`."""
     key_chunk: int
-    """Keys of a register tile of scores."""
+    """Keys whose strands are summed together."""
     strands: int
     """Strands of a dot product."""
     pairs: int

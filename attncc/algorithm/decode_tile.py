@@ -71,49 +71,65 @@ def _start(t: Tile) -> None:
 
 
 def _score(t: Tile, start: Any, count: Any) -> None:
-    """s = the sum over columns of element(q, k), a register tile of keys and rows at a time."""
+    """s = the sum over columns of element(q, k), a chunk of rows at a time.
+
+    Keys are read one or a few at a time, in the order in which they lie, so that hardware sees a stream to prefetch;
+    their strands are kept, and summed for a chunk of keys together.
+    """
     tiling = t.tiling
     n, r = tiling.key_chunk, tiling.row_chunk
+    parts = head_columns(t.spec.head_dim, tiling)
     with (
-        repeat("key_chunk", (count + (n - 1)) // n) as key_chunk,
         repeat("row_chunk", t.kernel.row_chunks) as row_chunk,
+        repeat("key_chunk", (count + (n - 1)) // n) as key_chunk,
     ):
         first_key, first_row = key_chunk * n, row_chunk * r
-        parts = [
-            _part_score(t, number, part, start, count, first_key, first_row)
-            for number, part in enumerate(head_columns(t.spec.head_dim, tiling))
-        ]
+        strands = [tile(f"strands{number}", (r, n, part.width), t.dtype) for number, part in enumerate(parts)]
+        steps = (T.min(count - first_key, n) + (tiling.key_rows - 1)) // tiling.key_rows
+        with repeat("key_step", steps) as step:
+            at = step * tiling.key_rows
+            for number, part in enumerate(parts):
+                _dot(t, number, part, start, count, first_key, first_row, at, strands[number])
+        sums = [tile(f"sums{number}", (r, n), t.dtype) for number in range(len(parts))]
+        for number, part in enumerate(parts):
+            with stage(f"sum_strands.{number}", "SSR", r=r, n=n, l=part.width) as (vr, vn, vl):
+                with T.init():
+                    store(sums[number], [vr, vn], t.kernel.zero())
+                store(sums[number], [vr, vn], sums[number][vr, vn] + strands[number][vr, vn, vl])
         with stage("keep_score", "SS", r=r, n=n) as (vr, vn):
-            store(
-                t.raw,
-                [first_row + vr, first_key + vn],
-                functools.reduce(operator.add, [part[vr, vn] for part in parts]),
-            )
+            score = functools.reduce(operator.add, [part[vr, vn] for part in sums])
+            store(t.raw, [first_row + vr, first_key + vn], score)
 
 
-def _part_score(t: Tile, number: int, part: Columns, start: Any, count: Any, first_key: Any, first_row: Any) -> Buffer:
-    """The sum over some columns, for a register tile. Keys past the end repeat the last one."""
-    n, r, k = t.tiling.key_chunk, t.tiling.row_chunk, t.kernel.signature.k
-    strands = tile(f"strands{number}", (r, n, part.width), t.dtype)
-    sums = tile(f"sums{number}", (r, n), t.dtype)
-    pair = {"p": part.pairs} if part.pairs > 1 else {}
-    with stage(f"dot.{number}", "SSSR" + "R" * len(pair), r=r, n=n, l=part.width, d=part.sets, **pair) as axes:
-        vr, vn, vl, vd = axes[:4]
-        with T.init():
-            store(strands, [vr, vn, vl], t.kernel.zero())
-        column = part.start + (vd * part.width + vl) * part.pairs + sum(axes[4:])
-        key = start + T.min(first_key + vn, count - 1)
-        elements = {
-            "q": t.number(t.query[first_row + vr, column]),
-            "k": cast(t.dtype, k[t.batch, t.kv_head, key, column]),
-        }
-        term = lower(t.spec.element, Env(t.dtype, scalar=t.kernel.scalars, element=elements))
-        store(strands, [vr, vn, vl], strands[vr, vn, vl] + term)
-    with stage(f"sum_strands.{number}", "SSR", r=r, n=n, l=part.width) as (vr, vn, vl):
-        with T.init():
-            store(sums, [vr, vn], t.kernel.zero())
-        store(sums, [vr, vn], sums[vr, vn] + strands[vr, vn, vl])
-    return sums
+def _dot(
+    t: Tile,
+    number: int,
+    part: Columns,
+    start: Any,
+    count: Any,
+    first_key: Any,
+    first_row: Any,
+    at: Any,
+    strands: Buffer,
+) -> None:
+    """Strand sums over some columns of a register tile: a chunk of rows, and the keys from `at` of the chunk on."""
+    n, r, k = t.tiling.key_rows, t.tiling.row_chunk, t.kernel.signature.k
+    shape = {"r": r, "n": n, "l": part.width}
+    with scope(f"score_part.{number}"):
+        sums = tile(f"dots{number}", tuple(shape.values()), t.dtype)
+        pair = {"p": part.pairs} if part.pairs > 1 else {}
+        with stage(f"dot.{number}", "SSSR" + "R" * len(pair), **shape, d=part.sets, **pair) as axes:
+            vr, vn, vl, vd = axes[:4]
+            with T.init():
+                store(sums, [vr, vn, vl], t.kernel.zero())
+            column = part.start + (vd * part.width + vl) * part.pairs + sum(axes[4:])
+            key = start + T.min(first_key + at + vn, count - 1)
+            value = cast(t.dtype, k[t.batch, t.kv_head, key, column])
+            elements = {"q": t.number(t.query[first_row + vr, column]), "k": value}
+            term = lower(t.spec.element, Env(t.dtype, scalar=t.kernel.scalars, element=elements))
+            store(sums, [vr, vn, vl], sums[vr, vn, vl] + term)
+        with stage(f"keep_strands.{number}", "SSS", **shape) as (vr, vn, vl):
+            store(strands, [vr, at + vn, vl], sums[vr, vn, vl])
 
 
 def _softmax(t: Tile, start: Any, count: Any, row: Any) -> None:

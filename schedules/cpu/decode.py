@@ -46,14 +46,21 @@ class Decode(Family):
         return problem.q_len < MOST_ROWS
 
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
-        """A vector of strands; register tiles within 16 accumulators of 32 vector registers, 8 of 16."""
-        strands = target.vector_bits // (8 * max(_BYTES[spec.dtype], 4))
+        """A vector of strands; register tiles within 16 accumulators of 32 vector registers, 8 of 16.
+
+        A block's keys and its scores take half of L2: long runs keep hardware prefetch going, and where a group is more
+        than one chunk of rows, the later ones find the keys in L2.
+        """
+        size = max(_BYTES[spec.dtype], 4)
+        strands = target.vector_bits // (8 * size)
+        fitting = target.l2 // 2 // (spec.head_dim * _BYTES[spec.dtype] + 3 * size * spec.group)
         accumulators = 16 if target.vector_bits == 512 or target.arch == "aarch64" else 8
         row_chunk = max(n for n in range(1, 5) if spec.group % n == 0)
         return {
             "row_chunk": row_chunk,
-            "keys": 128,
-            "key_chunk": 4 if row_chunk <= 2 else 2,
+            "keys": min(max(1 << max(fitting, 1).bit_length() - 1, 4 * strands), 1024),
+            "key_rows": 1 if row_chunk == 1 else 2,
+            "key_chunk": strands,
             "strands": strands,
             "pairs": 2 if self._pairs(spec, target) else 1,
             "column_sets": max(1, accumulators // row_chunk),
@@ -88,10 +95,15 @@ class Decode(Family):
         from attncc.algorithm.decode_parts import Tiling
 
         tiling = Tiling(**decisions)
-        if min(decisions.values()) < 1 or tiling.pairs > 2 or tiling.keys % math.lcm(tiling.key_chunk, tiling.strands):
+        if (
+            min(decisions.values()) < 1
+            or tiling.pairs > 2
+            or tiling.keys % math.lcm(tiling.key_chunk, tiling.strands)
+            or tiling.key_chunk % tiling.key_rows
+        ):
             raise ValueError(
-                f"{self.name}: decisions are positive, pairs at most 2, and keys={tiling.keys} is a multiple of "
-                f"key_chunk={tiling.key_chunk} and strands={tiling.strands}"
+                f"{self.name}: decisions are positive, pairs at most 2, keys={tiling.keys} a multiple of "
+                f"key_chunk={tiling.key_chunk} and strands={tiling.strands}, key_chunk of key_rows={tiling.key_rows}"
             )
         return tiling
 

@@ -68,16 +68,17 @@ class DecodeSchedule:
         sch.set_scope(total, 0, "local")
         if part.pairs > 1:
             r, n, lane, d, _ = self.loops(block)[-5:]
-            sch.reorder(d, r, n, lane)
+            sch.reorder(d, n, r, lane)
             start = sch.decompose_reduction(block, d)
             sch.tensorize(lane, dot_pairs.register())
             self.unroll_all(self.loops(start)[-3:])
-            sch.unroll(n)
             sch.unroll(r)
+            sch.unroll(n)
         else:
             r, n, lane, d = self.loops(block)[-4:]
-            sch.reorder(d, r, n, lane)
-            self.register_tile(block, d, [r, n, lane])
+            sch.reorder(d, n, r, lane)
+            self.register_tile(block, d, [n, r, lane])
+        self.unroll_all(self.loops(f"keep_strands.{number}")[-3:])
         r, n, lane = self.loops(total)[-3:]
         if row_sums.available(self.tiling.key_chunk, part.width):
             sch.tensorize(n, row_sums.register(self.tiling.key_chunk, part.width, compute_dtype(self.spec)))

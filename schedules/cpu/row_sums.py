@@ -10,6 +10,7 @@ LLVM IR, which has shuffles where TIR has none, and is inlined; the same text se
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 
 from attncc._tvm import IRBuilder, PrimFunc, T, s_tir, tirx
@@ -18,8 +19,8 @@ _LLVM = {"float32": "float", "float64": "double"}
 
 
 def available(vectors: int, lanes: int) -> bool:
-    """Whether there is such an intrinsic: both are powers of two, with several vectors, but not more than lanes."""
-    return all(n & (n - 1) == 0 for n in (vectors, lanes)) and 1 < vectors <= lanes
+    """Whether there is such an intrinsic: for several vectors, a power of two of them, of a power of two lanes."""
+    return all(n > 1 and n & (n - 1) == 0 for n in (vectors, lanes))
 
 
 def name_of(vectors: int, lanes: int, dtype: str) -> str:
@@ -42,8 +43,10 @@ def _function(vectors: int, lanes: int, dtype: str, call: str) -> PrimFunc:
             T.func_name("row_sums")
             handles = [T.arg(name, T.handle()) for name in ("source_handle", "target_handle")]
             source, target = (
-                T.match_buffer(handle, shape, dtype, scope="local", offset_factor=1, layout=None)
-                for handle, shape in zip(handles, ((vectors, lanes), (vectors,)), strict=True)
+                T.match_buffer(handle, shape, dtype, scope=scope, offset_factor=1, align=4, layout=None)
+                for handle, shape, scope in zip(
+                    handles, ((vectors, lanes), (vectors,)), ("global", "local"), strict=True
+                )
             )
             with T.sblock("root"):
                 T.reads(source[0:vectors, 0:lanes])
@@ -66,34 +69,56 @@ def _function(vectors: int, lanes: int, dtype: str, call: str) -> PrimFunc:
 
 def llvm_text(vectors: int, lanes: int, dtype: str) -> str:
     """The function in LLVM IR."""
-    scalar = _LLVM[dtype]
-    lines: list[str] = []
+    writer = _Writer(_LLVM[dtype])
+    together = min(vectors, lanes)
     values = [f"%v{n}" for n in range(vectors)]
-    group, count = lanes, lanes  # lanes of a group, lanes of a vector
-
-    def emit(text: str) -> str:
-        lines.append(f"  %r{len(lines)} = {text}")
-        return f"%r{len(lines) - 1}"
-
-    def halves(a: str, b: str, chosen: list[int], high: int) -> str:
-        mask = ", ".join(f"i32 {n + high}" for n in chosen)
-        return emit(f"shufflevector <{count} x {scalar}> {a}, <{count} x {scalar}> {b}, <{len(chosen)} x i32> <{mask}>")
-
-    while group > 1:
-        half = group // 2
-        pairs = list(zip(values[0::2], values[1::2], strict=True)) if len(values) > 1 else [(values[0], "poison")]
-        chosen = [first + n for first in range(0, count * min(len(values), 2), group) for n in range(half)]
-        values = []
-        for a, b in pairs:
-            low, high = halves(a, b, chosen, 0), halves(a, b, chosen, half)
-            values.append(emit(f"fadd <{len(chosen)} x {scalar}> {low}, {high}"))
-        count, group = len(chosen), half
-    arguments = ", ".join(f"<{lanes} x {scalar}> %v{n}" for n in range(vectors))
-    result = f"<{vectors} x {scalar}>"
-    body = "\n".join(lines)
+    sums = [writer.sums(values[first : first + together], lanes) for first in range(0, vectors, together)]
+    width = together
+    while len(sums) > 1:
+        sums = [writer.shuffle(a, b, width, range(2 * width)) for a, b in zip(sums[0::2], sums[1::2], strict=True)]
+        width *= 2
+    arguments = ", ".join(f"<{lanes} x {writer.scalar}> {value}" for value in values)
+    result = f"<{vectors} x {writer.scalar}>"
+    body = "\n".join(writer.lines)
     return f"""
 define {result} @{name_of(vectors, lanes, dtype)}({arguments}) alwaysinline {{
 {body}
-  ret {result} {values[0]}
+  ret {result} {sums[0]}
 }}
 """
+
+
+class _Writer:
+    """Writes instructions over vectors of one scalar type; values are named in order."""
+
+    def __init__(self, scalar: str) -> None:
+        self.scalar = scalar
+        self.lines: list[str] = []
+
+    def sums(self, values: list[str], lanes: int) -> str:
+        """The sums along some vectors (a power of two of them, at most `lanes`), as one vector."""
+        group, count = lanes, lanes  # lanes of a group, lanes of a vector
+        while group > 1:
+            half = group // 2
+            pairs = list(zip(values[0::2], values[1::2], strict=True)) if len(values) > 1 else [(values[0], "poison")]
+            low = [first + n for first in range(0, count * min(len(values), 2), group) for n in range(half)]
+            high = [n + half for n in low]
+            values = [
+                self.add(self.shuffle(a, b, count, low), self.shuffle(a, b, count, high), len(low)) for a, b in pairs
+            ]
+            count, group = len(low), half
+        return values[0]
+
+    def shuffle(self, a: str, b: str, width: int, chosen: Iterable[int]) -> str:
+        """The chosen lanes of two vectors, one after the other."""
+        mask = [f"i32 {n}" for n in chosen]
+        kind = f"<{width} x {self.scalar}>"
+        return self.emit(f"shufflevector {kind} {a}, {kind} {b}, <{len(mask)} x i32> <{', '.join(mask)}>")
+
+    def add(self, a: str, b: str, width: int) -> str:
+        return self.emit(f"fadd <{width} x {self.scalar}> {a}, {b}")
+
+    def emit(self, text: str) -> str:
+        name = f"%r{len(self.lines)}"
+        self.lines.append(f"  {name} = {text}")
+        return name

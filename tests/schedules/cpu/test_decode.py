@@ -14,12 +14,14 @@ from attncc.schedules.family import Problem
 from attncc.target import Target, detect, parse
 
 FAMILY = Decode()
+SHORT_BLOCKS = {"keys": 64}
+"""Several blocks of keys also where the oracle can follow."""
 
 
 @pytest.mark.parametrize("name", zoo.ATTENTIONS)
 def test_kinds(name: str) -> None:
     """Every kind of attention, with grouped heads, several rows and more than one key block."""
-    check(FAMILY, zoo.case(name, "float32", (2, 2, 3, 150), group=2))
+    check(FAMILY, zoo.case(name, "float32", (2, 2, 3, 150), group=2, decisions=SHORT_BLOCKS))
 
 
 @pytest.mark.parametrize("name", ["plain", "bias", "bilinear", "additive", "strict causal, finfo.min"])
@@ -45,6 +47,8 @@ def test_head_sizes(dtype: str, dims: tuple[int, int], group: int) -> None:
 def test_lengths(kv_len: int) -> None:
     for threads in (1, 2, 5):
         check(FAMILY, zoo.case("plain", "float32", (1, 1, 1, kv_len), dims=(40, 24), threads=threads))
+    short = zoo.case("plain", "bfloat16", (1, 1, 1, kv_len), dims=(40, 24), decisions=SHORT_BLOCKS)
+    check(FAMILY, short)
 
 
 @pytest.mark.parametrize("q_len", [1, 2, 7, 13, 40])
@@ -106,7 +110,14 @@ def test_splits_agree() -> None:
 
 
 @pytest.mark.parametrize(
-    "decisions", [{"row_chunk": 3}, {"key_chunk": 1}, {"column_sets": 1}, {"strands": 8, "keys": 64}]
+    "decisions",
+    [
+        {"row_chunk": 3},
+        {"key_rows": 4},
+        {"key_chunk": 1, "key_rows": 1},
+        {"column_sets": 1},
+        {"strands": 8, "key_chunk": 8, "keys": 64},
+    ],
 )
 def test_decisions(decisions: dict[str, int]) -> None:
     check(FAMILY, zoo.case("causal", "float32", (1, 2, 2, 150), dims=(40, 56), group=4, decisions=decisions))
