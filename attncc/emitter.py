@@ -80,20 +80,10 @@ class Emitter:
 
     def _existing(self, size: sympy.Expr) -> fx.Node | None:
         """A node before the anchor that is the size, or a dimension of an input that has it."""
-        here = self.converted.positions[self.anchor]
-        for node, position in self.converted.positions.items():
-            if position >= here:
-                break
-            value = node.meta.get("val")
-            if isinstance(value, torch.SymInt) and equal(dim(value), size):
-                return node
-        for node, position in self.converted.positions.items():
-            value = node.meta.get("val")
-            if position < here and node.op == "placeholder" and isinstance(value, torch.Tensor):
-                for p, s in enumerate(value.shape):
-                    if equal(dim(s), size):
-                        return self.call(aten.sym_size.int, node, p)
-        return None
+        node, along = self.converted.sizes.get(size, (None, None))
+        if node is None or self.converted.positions[node] >= self.converted.positions[self.anchor]:
+            return None
+        return node if along is None else self.call(aten.sym_size.int, node, along)
 
     def operand(
         self, access: ir.Access, groups: Sequence[Group], sizes: Mapping[str, Dim], dtype: str | None = None

@@ -161,8 +161,12 @@ def size_expression(size: Dim) -> ex.Expr:
         for part in rest:
             result = ex.op("add" if size.is_Add else "mul", result, part)
         return result
-    if size.func.__name__ == "FloorDiv":
-        return ex.op("floordiv", *(size_expression(part) for part in size.args))
+    if size.is_Pow and size.exp.is_Integer and size.exp > 0:
+        base = size_expression(size.base)
+        return base if size.exp == 1 else ex.op("mul", base, size_expression(size.base ** (size.exp - 1)))
+    if size.func.__name__ in ("FloorDiv", "Mod", "PythonMod"):
+        name = "floordiv" if size.func.__name__ == "FloorDiv" else "mod"
+        return ex.op(name, *(size_expression(part) for part in size.args))
     raise ValueError(f"no expression for the size {size}")
 
 

@@ -42,6 +42,8 @@ def why_not(graph: ir.Graph, contract: ir.Contract) -> ir.Attention | Refused | 
         return refused
     except LookupError:
         return None
+    except ValueError as error:  # a size that no expression can say
+        return Refused(str(error), contract.name)
 
 
 def fuse(graph: ir.Graph, contract: ir.Contract) -> ir.Attention:

@@ -81,7 +81,13 @@ def _is_reduction(reader: Reader, contract: ir.Contract, load: ex.Load, kind: st
         return False
     wrong = any(summed & set(i.axes) for i in access.index)
     sizes = [node.sizes[a] for a in node.reduced]
-    if wrong or not equal(product(sizes), product(contract.sizes[a] for a in contract.reduced)):
+    whole = equal(product(sizes), product(contract.sizes[a] for a in contract.reduced))
+    if not wrong and not whole and _same_leaves(reader, node, of):
+        raise Refused(
+            "the softmax runs over other positions than the product with V sums over (more keys, or a sink)",
+            load.tensor,
+        )
+    if wrong or not whole:
         if _same_leaves(reader, node, of):
             raise Refused(
                 "the softmax runs over another axis than the one that the product with V sums over", load.tensor

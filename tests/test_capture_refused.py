@@ -108,7 +108,7 @@ def weights_masked_after_the_softmax(q, k, v):
     return (weights(q, k) * torch.ones(S, S).tril()) @ v
 
 
-@refused("another axis", *qkv())
+@refused("other positions", *qkv())
 def normalised_by_something_else(q, k, v):
     e = torch.exp(q @ k.mT * SCALE)
     return (e / e.sum((-1, -2), keepdim=True)) @ v

@@ -18,8 +18,8 @@ from torch import fx
 from attncc import ir
 from attncc.convert.attention import is_attention
 from attncc.convert.context import LOWERINGS, Context, Unsupported, as_dtype, dtype_name, map_node, shape_of, space
-from attncc.convert.sizes import fix_attention_sizes, hints
-from attncc.symbolic import equal
+from attncc.convert.sizes import fix_attention_sizes, hints, sizes_at_hand
+from attncc.symbolic import Dim, equal
 
 _NO_CHANGE = {"aten.detach_.default", "aten.requires_grad_.default", "aten.set_.source_Tensor"}
 """Operators that PyTorch's schema calls mutable although the elements stay."""
@@ -43,6 +43,8 @@ class Converted:
     graph: ir.Graph
     sources: Mapping[str, Source]
     positions: Mapping[fx.Node, int]
+    sizes: Mapping[Dim, tuple[fx.Node, int | None]]
+    """Where a symbolic size is at hand: as a node that is a SymInt, or as a dimension of an input."""
     fences: tuple[int, ...]
     """Positions at which a mode of PyTorch (gradients, autocast) changes."""
 
@@ -80,7 +82,7 @@ class _Driver:
             self.here = self.positions[node] = number
             self.convert(gm, node)
         graph = ir.Graph(self.context.nodes, tuple(dict.fromkeys(self.roots)), "convert", hints(gm))
-        return Converted(graph.without_dead(), self.sources, self.positions, tuple(self.fences))
+        return Converted(graph.without_dead(), self.sources, self.positions, sizes_at_hand(gm), tuple(self.fences))
 
     def convert(self, gm: fx.GraphModule, node: fx.Node) -> None:
         """Convert one node and note what it does to memory."""

@@ -13,6 +13,7 @@ from torch import fx
 from torch.utils._sympy.functions import FloorDiv, Mod
 
 from attncc.convert.attention import is_attention
+from attncc.symbolic import Dim, dim
 
 
 def sizes(gm: fx.GraphModule) -> Iterator[torch.SymInt]:
@@ -40,6 +41,21 @@ def hints(gm: fx.GraphModule) -> dict[str, int]:
                 if number is not None:
                     found[str(symbol)] = number
     return found
+
+
+def sizes_at_hand(gm: fx.GraphModule) -> dict[Dim, tuple[fx.Node, int | None]]:
+    """For every symbolic size, the first node that is it, or else an input and the dimension that has it."""
+    nodes: dict[Dim, tuple[fx.Node, int | None]] = {}
+    dimensions: dict[Dim, tuple[fx.Node, int | None]] = {}
+    for node in gm.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.SymInt):
+            nodes.setdefault(dim(value), (node, None))
+        elif node.op == "placeholder" and isinstance(value, torch.Tensor):
+            for p, size in enumerate(value.shape):
+                if isinstance(size, torch.SymInt):
+                    dimensions.setdefault(dim(size), (node, p))
+    return {**dimensions, **nodes}
 
 
 def fix_attention_sizes(gm: fx.GraphModule) -> None:

@@ -118,6 +118,43 @@ def permute(c: Context, node: fx.Node) -> ir.Node:
     return c.add(ir.View(node.name, source.dtype, axes, dims, ir.Access(source.name, index)))
 
 
+@lowers("aten.repeat_interleave.self_int")
+def repeat_interleave(c: Context, node: fx.Node) -> ir.Node:
+    """Every position several times in a row."""
+    source = c.value(node.args[0])
+    given = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
+    if given is None:
+        raise Unsupported("repeat_interleave of a flattened tensor")
+    along, times = int(given) % len(source.shape), dim(_number(node.args[1]))
+    return _repeated(c, node, source, [(1, times if p == along else 1) for p in range(len(source.shape))])
+
+
+@lowers("aten.repeat.default")
+def repeat(c: Context, node: fx.Node) -> ir.Node:
+    """The whole several times along each dimension."""
+    source = c.value(node.args[0])
+    times = [dim(_number(n)) for n in node.args[1]]
+    return _repeated(c, node, source, [(n, 1) for n in times])
+
+
+def _repeated(c: Context, node: fx.Node, source: ir.Node, times: Sequence[tuple[Dim, Dim]]) -> ir.Node:
+    """`source` with each dimension between an outer and an inner one over which it stands still."""
+    new = len(times) - len(source.shape)
+    names = iter(ir.fresh_axes((), 3 * len(times)))
+    axes: list[tuple[str, Dim]] = []
+    dims: list[tuple[str, ...]] = []
+    index: list[ix.Linear] = []
+    for p, (outer, inner) in enumerate(times):
+        sizes = (outer, source.shape[p - new] if p >= new else 1, inner)
+        made = [(next(names), size) if size != 1 else None for size in sizes]
+        axes += [axis for axis in made if axis]
+        dims.append(tuple(axis[0] for axis in made if axis))
+        if p >= new:
+            index.append(ix.axis(made[1][0]) if made[1] else ix.constant(0))
+    access = ir.Access(source.name, tuple(index))
+    return c.add(ir.View(node.name, source.dtype, tuple(axes), tuple(dims), access))
+
+
 @lowers("aten.select.int")
 def select(c: Context, node: fx.Node) -> ir.Node:
     """One position along a dimension."""
