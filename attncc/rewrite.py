@@ -92,8 +92,9 @@ def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], Hist
     differentiable = _differentiable(aten)
     for node in graph:
         if isinstance(node, ir.Attention):
+            grad = converted.sources[node.name].node in differentiable
             site = _fuse(aten, converted, node, graph.hints, verify)
-            site.requires_grad = converted.sources[node.name].node in differentiable
+            site.requires_grad = grad
             found[node.name] = site
     for name, reason in near_misses(before, graph):
         anchor = converted.sources[name].node
@@ -138,6 +139,7 @@ def _fuse(
         return site
     _require(aten, node)
     anchor.replace_all_uses_with(result)
+    converted.sources[node.name].node = result  # what reads the output directly reads it here from now on
     return site
 
 

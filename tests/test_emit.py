@@ -118,3 +118,17 @@ def test_one_graph_serves_other_sizes() -> None:
     assert not any(isinstance(a, int) and a in (7, 11) for n in gm.graph.nodes for a in n.args)
     compiled = torch.compile(function, backend=lambda g, _: g.forward, dynamic=True)
     assert_same(compiled(*args), function(*args))
+
+
+def test_an_attention_of_an_attention() -> None:
+    """The second reads the first's output as it is: by the new node, and the old one is gone."""
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        x = F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(x, k, v) + (x @ k.mT).softmax(-1) @ v
+
+    args = (rand(2, 4, 5, 8), rand(2, 4, 6, 8), rand(2, 4, 6, 8) + 1)
+    seen = capture(call, args)
+    assert len(seen.fused) == 3
+    assert not [n for g in seen.graphs for n in g.graph.nodes if "scaled_dot" in str(n.target)]
+    assert_same(seen.result, call(*args))
