@@ -52,7 +52,7 @@ def attention(
         return dispatch.attention(q, k, v, extras, scalars, integers, spec, layout)
     if _transformed():
         # `torch.func` transforms differentiate an autograd.Function, but not an operator's own autograd kernel.
-        transformed: Tensor = _Attention.apply(None, scalars, integers, spec, layout, q, k, v, *extras)
+        transformed: Tensor = _Transformable.apply(scalars, integers, spec, layout, q, k, v, *extras)
         return transformed
     result: Tensor = _overload(q, k, v, extras, scalars, integers, spec, layout)
     return result
@@ -84,10 +84,19 @@ def _autograd(
         return result
     if _plain(tensors):  # saves the second trip through the dispatcher
         return dispatch.attention(q, k, v, extras, scalars, integers, spec, layout)
-    return _below_autograd(keyset, *tensors[:3], extras, scalars, integers, spec, layout)
+    return _below_autograd(keyset, tensors, scalars, integers, spec, layout)
 
 
-def _below_autograd(keyset: Any, *args: Any) -> Tensor:
+def _below_autograd(
+    keyset: Any,
+    tensors: Sequence[Tensor],
+    scalars: Sequence[float],
+    integers: Sequence[int],
+    spec: str,
+    layout: str,
+) -> Tensor:
+    q, k, v, *extras = tensors
+    args = (q, k, v, extras, scalars, integers, spec, layout)
     with torch._C._AutoDispatchBelowAutograd():
         result: Tensor = _overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
     return result
@@ -96,10 +105,9 @@ def _below_autograd(keyset: Any, *args: Any) -> Tensor:
 class _Attention(torch.autograd.Function):
     """Forward by whatever the device has, backward recomputed through the eager evaluation of the spec."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
+        ctx: Any,
         keyset: Any,
         scalars: Sequence[float],
         integers: Sequence[int],
@@ -107,22 +115,17 @@ class _Attention(torch.autograd.Function):
         layout: str,
         *tensors: Tensor,
     ) -> Tensor:
-        q, k, v, *extras = tensors
-        if keyset is None:
-            result: Tensor = _overload(q, k, v, extras, scalars, integers, spec, layout)
-            return result
-        return _below_autograd(keyset, q, k, v, extras, scalars, integers, spec, layout)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, scalars, integers, spec, _, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.constants = (scalars, integers, spec)
+        if _plain(tensors):
+            q, k, v, *extras = tensors
+            return dispatch.attention(q, k, v, extras, scalars, integers, spec, layout)
+        return _below_autograd(keyset, tensors, scalars, integers, spec, layout)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scalars, integers, spec = ctx.constants
-        needed = ctx.needs_input_grad[5:]
+        needed = ctx.needs_input_grad[-len(ctx.saved_tensors) :]
         again = torch.is_grad_enabled()  # create_graph=True: the gradient is to be differentiable itself
         with torch.enable_grad():
             # Each operand gets an identity of its own: the same tensor may be passed as q, k and v.
@@ -133,7 +136,27 @@ class _Attention(torch.autograd.Function):
             out = eager.attention(dispatch.parse_spec(spec), q, k, v, extras, scalars, integers)
             wanted = [t for t, need in zip((q, k, v, *extras), needed, strict=True) if need]
             found = iter(torch.autograd.grad(out, wanted, grad, create_graph=again, allow_unused=True))
-        return (None, None, None, None, None, *(next(found) if need else None for need in needed))
+        others = len(ctx.needs_input_grad) - len(needed)
+        return (*[None] * others, *(next(found) if need else None for need in needed))
+
+
+class _Transformable(torch.autograd.Function):
+    """The same in the form that `torch.func` needs, which costs every call an inspection of signatures."""
+
+    generate_vmap_rule = True
+    backward = _Attention.backward
+
+    @staticmethod
+    def forward(scalars: Sequence[float], integers: Sequence[int], spec: str, layout: str, *tensors: Tensor) -> Tensor:
+        q, k, v, *extras = tensors
+        result: Tensor = _overload(q, k, v, extras, scalars, integers, spec, layout)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        scalars, integers, spec, _, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.constants = (scalars, integers, spec)
 
 
 def _fallback(
