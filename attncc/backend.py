@@ -18,6 +18,7 @@ from torch._dynamo.utils import detect_fake_mode
 
 from attncc.options import Options, disabled
 from attncc.rewrite import Found, rewrite
+from attncc.runtime import op
 from attncc.tracer import trace
 
 log = logging.getLogger("attncc")
@@ -72,7 +73,16 @@ def compile_graph(
         raise UnfusedAttention("attention left unfused under strict=True:\n  " + "\n  ".join(unfused))
     if options.inner == "inductor":
         return _inductor(fused, example_inputs)
-    return _forward(fused)
+    return _forward(_called_directly(fused))
+
+
+def _called_directly(gm: fx.GraphModule) -> fx.GraphModule:
+    """The graph with its attention called past torch's dispatcher where nothing there has a say: 3 µs less a call."""
+    for node in gm.graph.nodes:
+        if node.target is torch.ops.attncc.attention.default:
+            node.target = op.attention
+    gm.recompile()
+    return gm
 
 
 def _forward(gm: fx.GraphModule) -> Compiled:

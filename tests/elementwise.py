@@ -26,7 +26,7 @@ def compile_elementwise(
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("elementwise")
         T.func_attr({"global_symbol": "elementwise", "tirx.noalias": True})
-        rows = T.var("int64", "rows")
+        rows = T.int64()
         *sources, result = (
             T.match_buffer(T.arg(f"p{n}", T.handle()), (rows, LANES), dtype, align=1, layout=None)
             for n, dtype in enumerate([*inputs, output])

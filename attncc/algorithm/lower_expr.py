@@ -207,12 +207,24 @@ class _Lowering:
                 return self.leaf(node, self.env.element, name)
             case ex.Scalar(name, dtype):
                 return self.cast(self.leaf(node, self.env.scalar, name), dtype)
-            case ex.Load(tensor, _, dtype):
-                index = [self.cast(a, "int64") for a in args]
-                return self.cast(tirx.BufferLoad(self.leaf(node, self.env.buffer, tensor), index), dtype)
+            case ex.Load(tensor, index, dtype):
+                buffer = self.leaf(node, self.env.buffer, tensor)
+                at = [self.position(*each) for each in zip(index, args, buffer.shape, strict=True)]
+                return self.cast(tirx.BufferLoad(buffer, at), dtype)
             case ex.Op():
                 return self.op(node, args)
         raise ValueError(f"{type(node).__name__} {node} cannot be lowered to TIR")
+
+    def position(self, index: ex.Expr, value: Any, size: Any) -> Any:
+        """Where a dimension of `size` is read.
+
+        Axes and literals are checked before a kernel runs; what is computed from run-time numbers stays inside the
+        tensor whatever they are.
+        """
+        position = self.cast(value, "int64")
+        if isinstance(index, (ex.Index, ex.Const)):
+            return position
+        return tirx.max(tirx.min(position, size - 1), tirx.const(0, "int64"))
 
     def leaf(self, node: ex.Expr, values: Mapping[str, Any], name: str) -> Any:
         if name not in values:

@@ -128,13 +128,18 @@ def _kernel(spec: AttentionSpec, problem: Problem, target: Target) -> build.Kern
             break
         except Exception as error:  # whatever went wrong in a compiler, another family or PyTorch can still answer
             _failed.add(identity)
-            reasons.append(f"{family.name}: {type(error).__name__}: {error}")
+            reasons.append(f"{family.name}: {type(error).__name__}: {_last_line(error)}")
     if reasons or (kernel is None and ("", spec.name, target.key) not in _failed):
         _failed.add(("", spec.name, target.key))
         instead = "it runs as PyTorch" if kernel is None else f"{kernel.family.name} runs it instead"
         message = f"attncc: no kernel for {spec} on {target}, {instead}. {'; '.join(reasons) or 'No family takes it.'}"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
     return kernel
+
+
+def _last_line(error: Exception) -> str:
+    """What an error says in the end: before that, TVM's print the whole program."""
+    return (str(error).strip().splitlines() or [""])[-1]
 
 
 def _threads(spec: AttentionSpec, q: Tensor, k: Tensor) -> int:
