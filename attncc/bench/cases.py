@@ -98,12 +98,16 @@ class Case:
         return (range(start, min(start + size, self.q_len)) for start in range(0, self.q_len, size))
 
     def inputs(self, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q, k and v of unit variance, the same for the same seed; [B, S, H, D] in memory, as models make them."""
+        """q, k and v of unit variance, the same for the same seed.
+
+        In memory [B, S, H, D], as a model's projections make them; in decode [B, H, S, D], as caches are kept.
+        """
         generator = torch.Generator().manual_seed(seed)
 
         def rows(heads: int, length: int) -> torch.Tensor:
             made = torch.randn(self.batch, length, heads, self.head_dim, generator=generator)
-            return made.to(self.torch_dtype).transpose(1, 2)
+            laid_out = made.to(self.torch_dtype).transpose(1, 2)
+            return laid_out.contiguous() if self.decode else laid_out
 
         return rows(self.heads, self.q_len), rows(self.kv_heads, self.kv_len), rows(self.kv_heads, self.kv_len)
 
