@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.amp import autocast_mode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -35,7 +35,20 @@ def trace(gm: fx.GraphModule, fakes: Sequence[Any]) -> fx.GraphModule:
     placeholders = (n for n in traced.graph.nodes if n.op == "placeholder")
     for node, value in zip(placeholders, fakes, strict=False):
         node.meta["requires_grad"] = torch.is_grad_enabled() and getattr(value, "requires_grad", False)
+    if isinstance(mode, FakeTensorMode):
+        _adopt_constants(traced, mode)
     return traced
+
+
+def _adopt_constants(traced: fx.GraphModule, mode: FakeTensorMode) -> None:
+    """Give constants that the graph makes, such as `torch.tensor(3.0)`, fakes of the inputs' mode, not make_fx's own."""
+    for node in traced.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor) and value.fake_mode is not mode:
+            with mode:
+                node.meta["val"] = torch.empty_strided(
+                    value.size(), value.stride(), dtype=value.dtype, device=value.device
+                )
 
 
 class _Interpreter(fx.Interpreter):

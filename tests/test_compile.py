@@ -67,6 +67,15 @@ def test_a_function_through_compile() -> None:
     check(attncc.compile(fn), fn, *(torch.randn(2, 3, 19, 16) for _ in range(3)))
 
 
+def test_a_constant_tensor_made_in_the_graph() -> None:
+    """make_fx gives it a fake of a mode of its own, which must not meet those of the inputs."""
+
+    def fn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.softmax(q @ k.mT / torch.tensor(3.0), -1) @ v
+
+    check(attncc.compile(fn), fn, *(torch.randn(2, 3, 19, 16) for _ in range(3)))
+
+
 def test_the_torch_compile_backend_by_name() -> None:
     assert "attncc" in torch.compiler.list_backends()
     model = Attention().eval()
