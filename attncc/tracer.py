@@ -41,7 +41,7 @@ def trace(gm: fx.GraphModule, fakes: Sequence[Any]) -> fx.GraphModule:
 
 
 def _adopt_constants(traced: fx.GraphModule, mode: FakeTensorMode) -> None:
-    """Give constants that the graph makes, such as `torch.tensor(3.0)`, fakes of the inputs' mode, not make_fx's own."""
+    """Give constants made in the graph, such as `torch.tensor(3.0)`, fakes of the inputs' mode; make_fx has its own."""
     for node in traced.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, FakeTensor) and value.fake_mode is not mode:
