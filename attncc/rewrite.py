@@ -65,7 +65,8 @@ def rewrite(aten: fx.GraphModule, *, verify: bool = True) -> tuple[fx.GraphModul
     """
     order = {node.name: n for n, node in enumerate(aten.graph.nodes)}
     found, history = _attempt(aten, verify)
-    if not all(f.fused for f in found.values()) and fix_divided_sizes(aten):
+    missed = not all(f.fused for f in found.values()) or (not found and _has_softmax(aten))
+    if missed and fix_divided_sizes(aten):
         again, history = _attempt(aten, verify)
         found = {**{name: f for name, f in found.items() if f.fused}, **again}
     for site in found.values():
@@ -74,6 +75,11 @@ def rewrite(aten: fx.GraphModule, *, verify: bool = True) -> tuple[fx.GraphModul
                 f"{site.location}: {site.unsound}; the fused attention is not used", UnsoundFusion, stacklevel=2
             )
     return aten, [found[name] for name in sorted(found, key=lambda n: order.get(n, len(order)))], history
+
+
+def _has_softmax(aten: fx.GraphModule) -> bool:
+    softmax = (torch.ops.aten.softmax.int, torch.ops.aten._softmax.default, torch.ops.aten.exp.default)
+    return any(node.target in softmax for node in aten.graph.nodes)
 
 
 def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], History]:

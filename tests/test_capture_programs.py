@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 FEW = settings(
     max_examples=30, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
 )
-MANY = settings(max_examples=300, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+MANY = settings(
+    max_examples=200, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+)
 
 
 def check(program: Program, dynamic: bool) -> None:
