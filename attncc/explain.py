@@ -30,10 +30,10 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Report:
     sites: list[Site] = []
     seconds: list[float] = []
 
-    def attncc(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        def observe(found: list[Found]) -> None:
-            sites.extend(_site(f, _wants_grad(example_inputs)) for f in found)
+    def observe(found: list[Found]) -> None:
+        sites.extend(_site(f) for f in found)
 
+    def attncc(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         start = time.perf_counter()
         compiled = compile_graph(gm, example_inputs, Options(), observe)
         seconds.append(time.perf_counter() - start)
@@ -47,15 +47,11 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Report:
     return Report(tuple(sites), graphs=len(seconds), compile_seconds=sum(seconds))
 
 
-def _wants_grad(example_inputs: Sequence[Any]) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in example_inputs)
-
-
-def _site(found: Found, wants_grad: bool) -> Site:
+def _site(found: Found) -> Site:
     """The user's view of a `Found`, with the kernel that its sizes select."""
     if not found.fused:
         return Site(False, found.location, found.source, reason=found.reason, spec=found.spec)
-    backward = "recomputed through PyTorch" if wants_grad else ""
+    backward = "recomputed through PyTorch" if found.requires_grad else ""
     kernel, regime = _kernel(found)
     return Site(
         True, found.location, found.source, spec=found.spec, sizes=found.sizes, kernel=kernel, regime=regime,
