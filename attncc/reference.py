@@ -6,6 +6,7 @@ reader can hold each line against the formula in `attncc.spec`. Memory is O(B·H
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,6 +45,22 @@ def attention(
     q [B, H, Sq, query_dim], k [B, H/group, Skv, head_dim], v [B, H/group, Skv, value_dim] of any float dtype; `extras`,
     `scalars` and `integers` in the order of the spec. Returns out [B, H, Sq, value_dim], float64.
     """
+    return outputs(spec, q, k, v, extras, scalars, integers)["out"]
+
+
+def outputs(
+    spec: AttentionSpec,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    extras: Sequence[Tensor] = (),
+    scalars: Sequence[float] = (),
+    integers: Sequence[int] = (),
+) -> dict[str, Tensor]:
+    """All that `spec` can give, wanted or not, in float64, for the arguments of `attention`.
+
+    "out" [B, H, Sq, value_dim] and "weights" [B, H, Sq, Skv]; for a softmax also "max" and "sum" [B, H, Sq].
+    """
     q, k, v = (t.double() for t in (q, k, v))
     k, v = (t.repeat_interleave(spec.group, dim=1) for t in (k, v))
     named = dict(zip((e.name for e in spec.extras), extras, strict=True))
@@ -52,18 +69,31 @@ def attention(
         q = torch.einsum("bhid,hde->bhie" if weight.ndim == 3 else "bhid,de->bhie", q, weight)
     numbers = dict(zip((*spec.scalars, *spec.integers), (*scalars, *integers), strict=True))
     sizes = {"B": q.shape[0], "H": q.shape[1], "Sq": q.shape[2], "Skv": k.shape[2]}
+    where: dict[str, Any] = {**named, **numbers, **sizes, **grid(sizes)}
+    where["score"] = score(spec, q, k, where)
 
-    element = {"q": q[:, :, :, None, :], "k": k[:, :, None, :, :]}
-    score = evaluate(spec.element, {**numbers, **sizes, **element}).sum(-1)
-    where: dict[str, Any] = {**named, **numbers, **sizes, "score": score, **grid(sizes)}
     x = evaluate(spec.score_mod, where)
     if spec.mask is not None:
         x = torch.where(evaluate(spec.mask, where), x, spec.fill)
-    x = x.expand(score.shape)
-    empty = (x == float("-inf")).all(-1, keepdim=True)
-    p = torch.softmax(x, dim=-1)
-    p = torch.where(empty, 0.0 if spec.empty_row == "zero" else float("nan"), p)
-    return p @ v
+    x = x.expand(where["score"].shape)
+    if spec.normalizer == "none":
+        return {"out": x @ v, "weights": x}
+    sink = -math.inf if spec.sink is None else evaluate(spec.sink, where)
+    columns = torch.cat([x, torch.as_tensor(sink, dtype=torch.float64).expand(*x.shape[:-1], 1)], dim=-1)
+    top = columns.amax(-1, keepdim=True)
+    empty = top == -math.inf
+    total = torch.where(empty, 0.0, torch.exp(columns - top).sum(-1, keepdim=True))
+    nothing = 0.0 if spec.empty_row == "zero" or not sizes["Skv"] else math.nan
+    p = torch.where(empty, nothing, torch.exp(x - top) / total)
+    return {"out": p @ v, "max": top[..., 0], "sum": total[..., 0], "weights": p}
+
+
+def score(spec: AttentionSpec, q: Tensor, k: Tensor, where: dict[str, Any]) -> Tensor:
+    """[B, H, Sq, Skv]: the sum over d of the spec's element, for q [B, H, Sq, D] and k [B, H, Skv, D]."""
+    places = {"b": torch.arange(q.shape[0]).view(-1, 1, 1, 1, 1), "h": torch.arange(q.shape[1]).view(-1, 1, 1, 1)}
+    places |= {"d": torch.arange(q.shape[3]), "q": q[:, :, :, None, :], "k": k[:, :, None, :, :]}
+    terms = evaluate(spec.element, {**where, **places})
+    return terms.expand(*q.shape[:3], *k.shape[2:]).sum(-1)
 
 
 def grid(sizes: dict[str, int]) -> dict[str, Tensor]:

@@ -44,12 +44,16 @@ def test_the_name_changes_with_every_field() -> None:
         AttentionSpec("float32", 64, 64, fill=-1e9),
         AttentionSpec("float32", 64, 64, empty_row="nan"),
         AttentionSpec("float32", 64, 64, extras=(Extra("t0", "bool", 1),)),
+        AttentionSpec("float32", 64, 64, normalizer="none"),
+        AttentionSpec("float32", 64, 64, sink=ex.Const(0.0, "float32")),
+        AttentionSpec("float32", 64, 64, outputs=("out", "max")),
+        AttentionSpec("float32", 64, 64, outputs=("out", "weights")),
     ]
     assert len({s.name for s in [base, *others]}) == len(others) + 1
 
 
 def test_defaults_are_left_out_of_the_canonical_text() -> None:
-    assert AttentionSpec("float32", 64, 64).json == '{"dtype":"float32","head_dim":64,"value_dim":64,"version":1}'
+    assert AttentionSpec("float32", 64, 64).json == '{"dtype":"float32","head_dim":64,"value_dim":64,"version":2}'
 
 
 @pytest.mark.parametrize(
@@ -62,6 +66,14 @@ def test_defaults_are_left_out_of_the_canonical_text() -> None:
         ({"query_dim": 8}, "bilinear"),
         ({"mask": ex.op("lt", ex.Score(), ex.Const(0.0, "float32"))}, "the mask depends on the score"),
         ({"mask": ex.Index("j")}, "mask is boolean"),
+        ({"normalizer": "none", "mask": ex.op("le", ex.Index("j"), ex.Index("i"))}, "fill is 0"),
+        ({"normalizer": "none", "sink": ex.Const(0.0, "float32")}, "sink is part of a softmax"),
+        ({"normalizer": "none", "outputs": ("out", "sum")}, "outputs of a softmax"),
+        ({"sink": ex.op("cast", ex.Index("j"), dtype="float32")}, "sink uses the axis 'j'"),
+        ({"sink": ex.Score()}, "the sink depends on the score"),
+        ({"outputs": ("max",)}, "outputs include out"),
+        ({"outputs": ("sum", "out")}, "outputs are some of"),
+        ({"element": ex.Load("t0", (ex.Index("j"),), "float32"), "extras": (Extra("t0", "float32", 1),)}, "axis 'j'"),
         ({"score_mod": ex.Scalar("s0", "float32")}, "scalar 's0'"),
         ({"score_mod": ex.Load("t0", (), "float32")}, "no extra"),
         ({"score_mod": ex.Arg(0, "float32")}, "contains"),
@@ -73,7 +85,7 @@ def test_what_is_no_attention_is_rejected(arguments: dict, message: str) -> None
         AttentionSpec(**{"dtype": "float32", "head_dim": 64, "value_dim": 64, **arguments})
 
 
-@pytest.mark.parametrize("text", ["[]", '{"version":0}', '{"version":1,"dtype":"float32"}', '{"version":1,"shape":3}'])
+@pytest.mark.parametrize("text", ["[]", '{"version":0}', '{"version":2,"dtype":"float32"}', '{"version":2,"shape":3}'])
 def test_foreign_text_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="not an attention spec"):
         AttentionSpec.from_json(text)

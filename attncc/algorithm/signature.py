@@ -4,6 +4,8 @@
     q, k, v   [B, H, Sq, query_dim], [B, G, Skv, head_dim], [B, G, Skv, value_dim] in the spec's dtype, G = H / group
     t0, t1 …  the spec's extras; any sizes and strides (0 where broadcast), rank 0 allowed
     out       [B, H, Sq, value_dim] in the spec's dtype
+    max, sum  [B, H, Sq] in the compute dtype, contiguous: only where the spec's outputs name them
+    weights   [B, H, Sq, Skv] in the spec's dtype, contiguous: likewise
     w0, w1 …  contiguous scratch tensors in the compute dtype
     s0, s1 …  float64 scalars
     n0, n1 …  int64 scalars
@@ -58,6 +60,8 @@ class Signature:
     extras: Mapping[str, Buffer]
     """By name: t0, t1, …"""
     out: Buffer
+    more: Mapping[str, Buffer]
+    """The further outputs, by name: max, sum, weights."""
     workspaces: tuple[Buffer, ...]
     scalars: Mapping[str, Var]
     """By name: s0, … (float64) and n0, … (int64)."""
@@ -69,6 +73,11 @@ class Signature:
     def inputs(self) -> tuple[Buffer, ...]:
         """The buffers that a kernel only reads."""
         return (self.work, self.q, self.k, self.v, *self.extras.values())
+
+    @property
+    def outputs(self) -> tuple[Buffer, ...]:
+        """The buffers that a kernel is asked to fill."""
+        return (self.out, *self.more.values())
 
 
 def compute_dtype(spec: AttentionSpec) -> str:
@@ -94,6 +103,12 @@ def declare(spec: AttentionSpec, workspace_ranks: Sequence[int] = ()) -> Signatu
         strides = [_size(f"{extra.name}_stride{n}") for n in range(extra.rank)]
         extras[extra.name] = _argument(extra.name, shape, extra.dtype, strides)
     out = _rows("out", (batch, heads, q_len, spec.value_dim), spec.dtype)
+    more = {}
+    for name in spec.outputs[1:]:
+        shape, dtype = (batch, heads, q_len), compute_dtype(spec)
+        if name == "weights":
+            shape, dtype = (*shape, kv_len), spec.dtype
+        more[name] = _argument(f"row_{name}" if name != "weights" else name, shape, dtype, [])
     workspaces = []
     for number, rank in enumerate(workspace_ranks):
         shape = tuple(_size(f"w{number}_size{n}") for n in range(rank))
@@ -101,7 +116,7 @@ def declare(spec: AttentionSpec, workspace_ranks: Sequence[int] = ()) -> Signatu
     scalars = {name: T.arg(name, T.float64()) for name in spec.scalars}
     scalars |= {name: T.arg(name, T.int64()) for name in spec.integers}
     launcher = T.arg("launcher", T.int64())
-    return Signature(work, q, k, v, extras, out, tuple(workspaces), scalars, launcher, sizes)
+    return Signature(work, q, k, v, extras, out, more, tuple(workspaces), scalars, launcher, sizes)
 
 
 def use_launcher(signature: Signature) -> None:
