@@ -1,0 +1,237 @@
+"""Every Transformers configuration that can be made small, compiled: which attention is fused, and why some is not.
+
+    python tests/models/sweep.py --out sweep.jsonl [--implementation eager sdpa] [--only llama bert] [--seconds 60]
+
+A process a model, with a time limit. The file grows by a line a model; models that are in it already are left out, so
+that an interrupted sweep goes on. `--table` prints what the file says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import warnings
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+POPULAR = """
+bert roberta llama mistral qwen2 qwen3 gemma2 gemma3_text gpt2 t5 bart whisper vit clip_text_model
+clip_vision_model distilbert phi3 mixtral deepseek_v3 gpt_oss swin detr wav2vec2 deberta-v2 electra albert
+opt falcon bloom gpt_neox marian pegasus sam_vision_model dinov2 siglip_vision_model cohere blip_text_model
+modernbert mpnet xlnet layoutlmv3 longformer big_bird
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--implementation", nargs="+", default=["eager", "sdpa"])
+    parser.add_argument("--only", nargs="+", help="these model types")
+    parser.add_argument("--seconds", type=int, default=90, help="limit a model")
+    parser.add_argument("--table", action="store_true", help="print the results, run nothing")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        sweep(arguments.out, arguments.implementation, arguments.only, arguments.seconds)
+    table(read(arguments.out))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The results so far, the latest of each model and implementation."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return list({(r["model"], r["implementation"]): r for r in lines}.values())
+
+
+def sweep(path: Path, implementations: list[str], only: list[str] | None, seconds: int) -> None:
+    from transformers import CONFIG_MAPPING
+
+    import attncc.backend
+    import attncc.runtime.build  # noqa: F401 - imported once, before the processes fork
+
+    torch.set_num_threads(1)
+    done = {(r["model"], r["implementation"]) for r in read(path)} if only is None else set()
+    first = POPULAR.split()
+    types = only or sorted(CONFIG_MAPPING, key=lambda t: first.index(t) if t in first else len(first))
+    fork = multiprocessing.get_context("fork")
+    for implementation in implementations:
+        for model_type in types:
+            if (model_type, implementation) in done:
+                continue
+            start = time.monotonic()
+            receive, send = fork.Pipe(duplex=False)
+            process = fork.Process(target=_child, args=(model_type, implementation, send, seconds))
+            process.start()
+            send.close()
+            try:
+                result = receive.recv() if receive.poll(seconds + 5) else {"error": f"more than {seconds} s"}
+            except EOFError:
+                result = {"error": "the process died"}
+            process.kill()
+            process.join()
+            result |= {"model": model_type, "implementation": implementation}
+            result["seconds"] = round(time.monotonic() - start, 1)
+            with path.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            print({k: v for k, v in result.items() if k != "sites"}, flush=True)
+
+
+def _child(model_type: str, implementation: str, send: Any, seconds: int) -> None:
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    signal.alarm(seconds)
+    try:
+        result = run(model_type, implementation)
+    except Exception as error:
+        result = {"error": f"{type(error).__name__}: {error}"[:600]}
+    send.send(result)
+
+
+def model_class(config_class: Any) -> Any:
+    """The model without a head, or the first that there is."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    mappings = ["MODEL_MAPPING", "MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"]
+    mappings += [name for name in dir(modeling_auto) if name.startswith("MODEL_FOR_") and name.endswith("_MAPPING")]
+    for name in mappings:
+        found = getattr(modeling_auto, name).get(config_class, None)
+        if found is not None:
+            return found[0] if isinstance(found, tuple) else found
+    module = config_class.__module__.replace("configuration_", "modeling_")
+    __import__(module)
+    classes = [c for c in vars(sys.modules[module]).values()
+               if isinstance(c, type) and issubclass(c, transformers.PreTrainedModel) and c.config_class is config_class
+               and "forward" in vars(c)]  # fmt: skip
+    if not classes:
+        raise LookupError("no model class")
+    return classes[0]
+
+
+class Softmaxes(TorchDispatchMode):
+    """Counts softmaxes of rank 3 and more, and fused attentions: about what there is to be found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        if "softmax" in name and "log_softmax" not in name and args[0].ndim > 2:
+            self.count += 1
+        self.count += "scaled_dot_product_flash_attention_for_cpu" in name
+        return func(*args, **(kwargs or {}))
+
+
+def run(model_type: str, implementation: str) -> dict[str, Any]:
+    """Build, compile and compare one model."""
+    from models.shrink import build
+    from transformers import CONFIG_MAPPING
+
+    import attncc
+    from attncc.backend import compile_graph
+    from attncc.options import Options
+
+    config_class = CONFIG_MAPPING[model_type]
+    cls = model_class(config_class)
+    model, inputs = build(config_class, cls, implementation)
+    found: list[Any] = []
+    graphs: list[int] = []
+
+    def backend(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
+        graphs.append(1)
+        return compile_graph(gm, example_inputs, Options(), found.extend)
+
+    with torch.no_grad():
+        with Softmaxes() as softmaxes:
+            expected = model(**inputs)
+        attncc.stats(reset=True)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            actual = torch.compile(model, backend=backend)(**inputs)
+    result: dict[str, Any] = {
+        "class": cls.__name__,
+        "inputs": {n: list(t.shape) for n, t in inputs.items()},
+        "softmaxes": softmaxes.count,
+        "calls": attncc.stats().calls,
+        "found": len(found),
+        "fused": sum(f.fused for f in found),
+        "graphs": len(graphs),
+        "reasons": dict(Counter(f.reason for f in found if not f.fused)),
+        "sites": [[f.location, f.source, f.reason or str(f.spec)] for f in found],
+        "warnings": [str(w.message)[:300] for w in caught if "attncc" in str(w.message)],
+        "difference": difference(actual, expected),
+    }
+    if not result["difference"] < 1e-5:
+        result["again"] = difference(
+            model(**inputs), expected
+        )  # models that draw random numbers differ from themselves
+        exact = model.double()(**{n: t.double() if t.is_floating_point() else t for n, t in inputs.items()})
+        result["to_float64"] = [difference(actual, exact), difference(expected, exact)]
+    return result
+
+
+def difference(a: Any, b: Any) -> float:
+    """The largest difference between floating-point tensors of two outputs, relative to the largest element."""
+    worst = 0.0
+    pairs = zip(_tensors(a), _tensors(b), strict=False)
+    for x, y in pairs:
+        x, y = x.double(), y.double()
+        if x.shape != y.shape or not torch.equal(x.isnan(), y.isnan()):
+            return float("inf")
+        x, y = x.nan_to_num(), y.nan_to_num()
+        if y.numel():
+            worst = max(worst, float((x - y).abs().max() / (1 + y.abs().max())))
+    return worst
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, dict):
+        output = list(output.values())
+    if isinstance(output, list | tuple):
+        return [t for o in output for t in _tensors(o)]
+    return []
+
+
+def table(results: list[dict[str, Any]]) -> None:
+    """What was found, a line a model, and the reasons, most frequent first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    out = Table("model", "class", "as", "softmaxes", "found", "fused", "graphs", "difference", "why not")
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for r in results:
+        for reason in r.get("reasons", {}):
+            reasons[reason].append(r["model"])
+        why = r.get("error", "; ".join(r.get("reasons", {})) or "; ".join(r.get("warnings", [])))
+        missed = r.get("softmaxes", 0) > r.get("fused", 0) or r.get("found", 0) > r.get("fused", 0)
+        if missed or r.get("warnings") or r.get("difference", 0) > 1e-5:
+            counts = [str(r.get(n, "")) for n in ("softmaxes", "found", "fused", "graphs")]
+            name = (r["model"], r.get("class", ""), r["implementation"])
+            out.add_row(*name, *counts, f"{r.get('difference', 0):.1e}", why[:160])
+    console.print(out)
+    for reason, models in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        console.print(f"{len(models):4} {reason}: {', '.join(models[:8])}")
+    ran = [r for r in results if "error" not in r]
+    found, fused = sum(r["found"] for r in ran), sum(r["fused"] for r in ran)
+    console.print(f"{len(ran)} of {len(results)} models ran; {found} sites found, {fused} fused "
+                  f"({100 * fused / max(1, found):.1f}%)")  # fmt: skip
+    errors = Counter(r["error"][:70] for r in results if "error" in r)
+    for error, count in errors.most_common(15):
+        console.print(f"{count:4} {error}")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    main()
