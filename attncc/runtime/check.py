@@ -8,20 +8,13 @@ from torch import Tensor
 
 from attncc import expr as ex
 from attncc.runtime.eager import LAYOUTS, torch_dtype
+from attncc.runtime.operands import Operands
 from attncc.spec import AttentionSpec
 
 
-def operands(
-    spec: AttentionSpec,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    extras: Sequence[Tensor],
-    scalars: Sequence[float],
-    integers: Sequence[int],
-    layout: str,
-) -> None:
+def operands(spec: AttentionSpec, given: Operands, layout: str) -> None:
     """Raise ValueError or TypeError, naming argument and shapes, for operands that `spec` does not describe."""
+    q, k, v, extras, scalars, integers = given
     if layout not in LAYOUTS:
         raise ValueError(f"attncc::attention: layout {layout!r} is not one of {', '.join(LAYOUTS)}")
     dtype = torch_dtype(spec.dtype)
@@ -52,9 +45,9 @@ def operands(
         ("scalars", scalars, spec.scalars),
         ("integers", integers, spec.integers),
     )
-    for name, given, wanted in counts:
-        if len(given) != len(wanted):
-            raise ValueError(f"attncc::attention: {len(given)} {name} for a spec with {len(wanted)}")
+    for name, values, wanted in counts:
+        if len(values) != len(wanted):
+            raise ValueError(f"attncc::attention: {len(values)} {name} for a spec with {len(wanted)}")
     _extras(spec, q, k, extras)
 
 
@@ -68,7 +61,7 @@ def _extras(spec: AttentionSpec, q: Tensor, k: Tensor, extras: Sequence[Tensor])
         if tensor.device != q.device:
             raise ValueError(f"attncc::attention: {extra.name} is on {tensor.device} and q on {q.device}")
     shapes = {extra.name: tuple(tensor.shape) for extra, tensor in zip(spec.extras, extras, strict=True)}
-    sizes = {"b": q.shape[0], "h": q.shape[1], "i": q.shape[2], "j": k.shape[2]}
+    sizes = {"b": q.shape[0], "h": q.shape[1], "i": q.shape[2], "j": k.shape[2], "d": k.shape[3]}
     if spec.bilinear is not None:
         weight = (q.shape[3], k.shape[3])
         if shapes[spec.bilinear] not in (weight, (q.shape[1], *weight)):
@@ -76,7 +69,7 @@ def _extras(spec: AttentionSpec, q: Tensor, k: Tensor, extras: Sequence[Tensor])
                 f"attncc::attention: the bilinear form has shape {list(shapes[spec.bilinear])}, not {list(weight)} "
                 f"or {[q.shape[1], *weight]}"
             )
-    for tree in (spec.score_mod, spec.mask):
+    for tree in (spec.element, spec.score_mod, spec.mask, spec.sink):
         for node in tree.walk() if tree is not None else ():
             if isinstance(node, ex.Load):
                 _load(node, shapes[node.tensor], sizes)

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from attncc import expr as ex
 from attncc.options import disabled
 from attncc.runtime import build, check, launcher
 from attncc.runtime.bounded import Bounded
+from attncc.runtime.operands import Call, Operands
 from attncc.runtime.plan import EagerPlan, EmptyPlan, KernelPlan, Plan
 from attncc.spec import AttentionSpec
 from attncc.target import Target, detect
@@ -31,7 +33,12 @@ _FLOPS, _BYTES, _SHARE = 50e9, 20e9, 4e-6
 """Of one thread, roughly: operations and bytes of keys and values a second; seconds of work that pay for waking it."""
 
 
-def attention(
+def attention(*call: *Call) -> Tensor:
+    """The attention output of `outputs`, alone."""
+    return outputs(*call)[0]
+
+
+def outputs(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -40,19 +47,20 @@ def attention(
     integers: Sequence[int],
     spec: str,
     layout: str,
-) -> Tensor:
+) -> Sequence[Tensor]:
     """Run the attention of `spec` (an AttentionSpec's JSON) on CPU tensors; no gradient is recorded.
 
-    q [B, H, Sq, D], k [B, G, Skv, D], v [B, G, Skv, E]; returns [B, H, Sq, E], contiguous in the order of `layout`.
-    Raises ValueError or TypeError for operands that do not fit the spec.
+    q [B, H, Sq, D], k [B, G, Skv, D], v [B, G, Skv, E]; returns the spec's outputs, the first of them [B, H, Sq, E] and
+    contiguous in the order of `layout`. Raises ValueError or TypeError for operands that do not fit the spec.
     """
     key: tuple[Any, ...] = (spec, layout, q.shape, k.shape, v.shape, q.dtype, _get_num_threads())
     if extras:
         key += tuple([t.shape for t in extras])
+    operands = (q, k, v, extras, scalars, integers)
     plan = _plans.get(key)
     if plan is None:
-        plan = _new_plan(key, q, k, v, extras, scalars, integers, spec, layout)
-    return plan.run(q, k, v, extras, scalars, integers)
+        plan = _new_plan(key, operands, spec, layout)
+    return plan.run(operands)
 
 
 def host_target() -> Target:
@@ -79,22 +87,13 @@ def parse_spec(text: str) -> AttentionSpec:
     return AttentionSpec.from_json(text)
 
 
-def _new_plan(
-    key: tuple[Any, ...],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    extras: Sequence[Tensor],
-    scalars: Sequence[float],
-    integers: Sequence[int],
-    text: str,
-    layout: str,
-) -> Plan:
+def _new_plan(key: tuple[Any, ...], operands: Operands, text: str, layout: str) -> Plan:
     spec = parse_spec(text)
-    check.operands(spec, q, k, v, extras, scalars, integers, layout)
+    check.operands(spec, operands, layout)
+    q, k = operands[:2]
     size = (q.shape[0], q.shape[1], q.shape[2], spec.value_dim)
     if 0 in size or k.shape[2] == 0:
-        plan: Plan = EmptyPlan(size, layout)
+        plan: Plan = EmptyPlan(spec, size, layout)
     else:
         plan = _kernel_plan(spec, q, k, layout)
     _plans.put(key, plan)
@@ -110,7 +109,10 @@ def _kernel_plan(spec: AttentionSpec, q: Tensor, k: Tensor, layout: str) -> Plan
 
     batch, heads, q_len, _ = q.shape
     problem = schedules.Problem(batch, heads, q_len, k.shape[2], _threads(spec, q, k))
-    kernel = None if disabled() else _kernel(spec, problem, host_target())
+    # Until every family knows them: what a kernel would leave out runs as PyTorch.
+    later = spec.sink is not None or spec.normalizer != "softmax" or len(spec.outputs) > 1
+    later |= any(isinstance(node, ex.Load) for node in spec.element.walk())
+    kernel = None if disabled() or later else _kernel(spec, problem, host_target())
     return EagerPlan(spec, layout) if kernel is None else KernelPlan(kernel, problem, layout)
 
 

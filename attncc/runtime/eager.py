@@ -7,13 +7,15 @@ unfused attention.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attncc import expr as ex
+from attncc.runtime.operands import Operands
 from attncc.spec import DOT, AttentionSpec
 
 LAYOUTS = ("bhsd", "bshd")
@@ -38,21 +40,18 @@ def torch_dtype(name: str) -> torch.dtype:
     return found
 
 
-def attention(
-    spec: AttentionSpec,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    extras: Sequence[Tensor],
-    scalars: Sequence[float],
-    integers: Sequence[int],
-    layout: str = "bhsd",
-) -> Tensor:
-    """out [B, H, Sq, value_dim] in q's dtype, for q [B, H, Sq, query_dim], k and v [B, H/group, Skv, …].
+def compute_dtype(spec: AttentionSpec) -> torch.dtype:
+    """What scores, softmax and row statistics are computed in: float64 for a float64 spec, else float32."""
+    return torch.float64 if spec.dtype == "float64" else torch.float32
 
-    `layout` says which of [B, H, Sq, E] ("bhsd") and [B, Sq, H, E] ("bshd") the result is contiguous as.
+
+def outputs(spec: AttentionSpec, operands: Operands, layout: str = "bhsd") -> list[Tensor]:
+    """The spec's outputs: "out" and "weights" in q's dtype, "max" and "sum" in the compute dtype.
+
+    `layout` says which of [B, H, Sq, E] ("bhsd") and [B, Sq, H, E] ("bshd") the first is contiguous as.
     """
-    compute = torch.float64 if spec.dtype == "float64" else torch.float32
+    q, k, v, extras, scalars, integers = operands
+    compute = compute_dtype(spec)
     named = dict(zip((extra.name for extra in spec.extras), extras, strict=True))
     wide_q, wide_k, wide_v = (t.to(compute) for t in (q, k, v))
     if spec.bilinear is not None:
@@ -60,14 +59,20 @@ def attention(
     sizes = {"B": q.shape[0], "H": q.shape[1], "Sq": q.shape[2], "Skv": k.shape[2]}
     values: dict[str, Any] = {**named, **sizes}
     values |= zip((*spec.scalars, *spec.integers), (*scalars, *integers), strict=True)
-    evaluator = _Evaluator(values, compute, q.device)
+    axes = dict(zip(ex.AXES, sizes.values(), strict=True))
+    evaluator = _Evaluator(values, compute, q.device, axes)
     x = evaluator.run(spec.score_mod, _scores(spec, wide_q, wide_k, evaluator))
     if spec.mask is not None:
         x = torch.where(evaluator.run(spec.mask), x, torch.full((), spec.fill, dtype=compute, device=q.device))
     x = x.to(compute).expand(sizes["B"], sizes["H"], sizes["Sq"], sizes["Skv"])
-    p = _softmax(x, spec.empty_row)
-    out = _grouped(p, wide_v, spec.group).to(q.dtype)
-    return lay_out(out, layout)
+    sink = None if spec.sink is None else evaluator.run(spec.sink).to(compute).expand(*x.shape[:3], 1)
+    p = x if spec.normalizer == "none" else _softmax(x, sink, spec.empty_row)
+    found = {"out": lay_out(_grouped(p, wide_v, spec.group).to(q.dtype), layout)}
+    if "weights" in spec.outputs:
+        found["weights"] = p.to(q.dtype).contiguous()
+    if "max" in spec.outputs or "sum" in spec.outputs:
+        found["max"], found["sum"] = _statistics(x, sink)
+    return [found[name] for name in spec.outputs]
 
 
 def lay_out(out: Tensor, layout: str) -> Tensor:
@@ -82,7 +87,8 @@ def _scores(spec: AttentionSpec, q: Tensor, k: Tensor, evaluator: _Evaluator) ->
     if spec.element == DOT:
         return _grouped(q, k.transpose(-1, -2), spec.group)
     k = k.repeat_interleave(spec.group, dim=1)
-    product = evaluator.run(spec.element, q=q[:, :, :, None, :], k=k[:, :, None, :, :])
+    by_column = evaluator.with_axis("d", q.shape[3])
+    product = by_column.run(spec.element, q=q[:, :, :, None, :], k=k[:, :, None, :, :])
     return product.expand(*q.shape[:3], k.shape[2], q.shape[3]).sum(-1)
 
 
@@ -95,20 +101,45 @@ def _grouped(left: Tensor, right: Tensor, group: int) -> Tensor:
     return stacked.reshape(batch, heads, rows, right.shape[-1])
 
 
-def _softmax(x: Tensor, empty_row: str) -> Tensor:
-    """softmax over the keys; a row that is -inf everywhere is 0 ("zero", with gradient 0) or NaN ("nan")."""
-    if empty_row == "nan" or x.shape[-1] == 0:
-        return torch.softmax(x, dim=-1)
-    empty = (x == float("-inf")).all(dim=-1, keepdim=True)
-    p = torch.softmax(x.masked_fill(empty, 0.0), dim=-1)
+def _softmax(x: Tensor, sink: Tensor | None, empty_row: str) -> Tensor:
+    """softmax over the keys and the sink, without the sink's column.
+
+    A row that is -inf everywhere is 0 ("zero", with gradient 0) or NaN ("nan").
+    """
+    keys = x.shape[-1]
+    if keys == 0:
+        return x
+    columns = x if sink is None else torch.cat([x, sink], dim=-1)
+    if empty_row == "nan":
+        return torch.softmax(columns, dim=-1)[..., :keys]
+    empty = (columns == -math.inf).all(dim=-1, keepdim=True)
+    p = torch.softmax(columns.masked_fill(empty, 0.0), dim=-1)[..., :keys]
     return p.masked_fill(empty, 0.0)
 
 
-class _Evaluator:
-    """Expressions over tensors that broadcast to [B, H, Sq, Skv]; floats in `compute`, integers in int64."""
+def _statistics(x: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Maximum of each row, and the sum of exp(x - maximum): -inf and 0 for a row that is -inf everywhere."""
+    last = x.new_full((*x.shape[:3], 1), -math.inf) if sink is None else sink
+    columns = torch.cat([x, last], dim=-1)
+    top = columns.amax(dim=-1, keepdim=True)
+    base = top.masked_fill(top == -math.inf, 0.0)  # -inf - -inf would be NaN
+    return top[..., 0], torch.exp(columns - base).sum(dim=-1)
 
-    def __init__(self, values: dict[str, Any], compute: torch.dtype, device: torch.device) -> None:
-        self.values, self.compute, self.device = values, compute, device
+
+class _Evaluator:
+    """Expressions over tensors that broadcast to the sizes of `axes`, such as [B, H, Sq, Skv] for b, h, i and j.
+
+    Floats are evaluated in `compute`, integers in int64.
+    """
+
+    def __init__(
+        self, values: dict[str, Any], compute: torch.dtype, device: torch.device, axes: Mapping[str, int]
+    ) -> None:
+        self.values, self.compute, self.device, self.axes = values, compute, device, axes
+
+    def with_axis(self, name: str, size: int) -> _Evaluator:
+        """The same over one more axis, the last one."""
+        return _Evaluator(self.values, self.compute, self.device, {**self.axes, name: size})
 
     def run(self, expr: ex.Expr, score: Tensor | None = None, **elements: Tensor) -> Tensor:
         """`expr` with the score, or the elements of q and k, given."""
@@ -138,27 +169,26 @@ class _Evaluator:
         return result
 
     def _index(self, axis: str) -> Tensor:
-        at = ex.AXES.index(axis)
-        index = torch.arange(self.values[ex.SIZES[at]], device=self.device)
-        return index.view([-1 if n == at else 1 for n in range(4)])
+        index = torch.arange(self.axes[axis], device=self.device)
+        return index.view([-1 if name == axis else 1 for name in self.axes])
 
     def _load(self, tensor: Tensor, node: ex.Load, index: tuple[Tensor, ...]) -> Tensor:
         """tensor[index]; as a view where the index is made of distinct axes and constants, which saves the gather."""
-        axes = [n.axis for n in node.index if isinstance(n, ex.Index)]
-        plain = len(set(axes)) == len(axes)
+        used = [n.axis for n in node.index if isinstance(n, ex.Index)]
+        plain = len(set(used)) == len(used)
         if not plain or any(not isinstance(n, (ex.Index, ex.Const)) for n in node.index):
             return tensor[index] if index else tensor
         for dim in reversed(range(len(node.index))):
             at = node.index[dim]
             if isinstance(at, ex.Const):
                 tensor = tensor.select(dim, int(at.value))
-        for dim, axis in enumerate(axes):
-            tensor = tensor.narrow(dim, 0, self.values[ex.SIZES[ex.AXES.index(axis)]])
-        order = sorted(range(len(axes)), key=lambda dim: ex.AXES.index(axes[dim]))
-        tensor = tensor.permute(order)
-        for at_axis, axis in enumerate(ex.AXES):
-            if axis not in axes:
-                tensor = tensor.unsqueeze(at_axis)
+        for dim, axis in enumerate(used):
+            tensor = tensor.narrow(dim, 0, self.axes[axis])
+        places = list(self.axes)
+        tensor = tensor.permute(sorted(range(len(used)), key=lambda dim: places.index(used[dim])))
+        for place, axis in enumerate(places):
+            if axis not in used:
+                tensor = tensor.unsqueeze(place)
         return tensor
 
     def _number(self, value: Any) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attncc.runtime import build, check, eager, launcher, stats
+from attncc.runtime.operands import Operands
 from attncc.runtime.scratch import Scratch
 from attncc.spec import AttentionSpec
 
@@ -21,16 +22,8 @@ class Plan:
 
     bytes = 0
 
-    def run(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        extras: Sequence[Tensor],
-        scalars: Sequence[float],
-        integers: Sequence[int],
-    ) -> Tensor:
-        """The output of one call whose sizes are the plan's."""
+    def run(self, operands: Operands) -> Sequence[Tensor]:
+        """The outputs of one call whose sizes are the plan's, in the order of the spec."""
         raise NotImplementedError
 
 
@@ -38,7 +31,8 @@ class KernelPlan(Plan):
     """Run a kernel."""
 
     def __init__(self, kernel: build.Kernel, problem: Problem, layout: str) -> None:
-        launch = kernel.family.launch(kernel.spec, kernel.decisions, problem)
+        spec = kernel.spec
+        launch = kernel.family.launch(spec, kernel.decisions, problem)
         self.kernel = kernel
         self.layout = layout
         self.call = kernel.call
@@ -46,40 +40,35 @@ class KernelPlan(Plan):
         self.work = torch.from_numpy(launch.work.copy())
         self.bytes = launch.work.nbytes
         self.launcher = launcher.address(min(problem.threads, len(launch.work)), kernel.header)
-        self.dtype = eager.torch_dtype(kernel.spec.dtype)
-        compute = torch.float64 if kernel.spec.dtype == "float64" else torch.float32
-        self.scratch = Scratch(launch.workspaces, compute) if launch.workspaces else None
-        self.size = (problem.batch, problem.heads, problem.q_len, kernel.spec.value_dim)
+        self.dtype = eager.torch_dtype(spec.dtype)
+        self.scratch = Scratch(launch.workspaces, eager.compute_dtype(spec)) if launch.workspaces else None
+        self.size = (problem.batch, problem.heads, problem.q_len, spec.value_dim)
         self.stride = dense_strides(self.size, layout)
+        self.more = more_outputs(spec, (*self.size[:3], problem.kv_len))
 
-    def run(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        extras: Sequence[Tensor],
-        scalars: Sequence[float],
-        integers: Sequence[int],
-    ) -> Tensor:
+    def run(self, operands: Operands) -> Sequence[Tensor]:
         """Call the kernel on the tensors as they lie; only a last dimension that is not dense is copied."""
+        q, k, v, extras, scalars, integers = operands
         if q.stride(3) != 1:
             q = dense_rows(q)
         if k.stride(3) != 1:
             k = dense_rows(k)
         if v.stride(3) != 1:
             v = dense_rows(v)
-        out = torch.empty_strided(self.size, self.stride, dtype=self.dtype)
+        outputs = [torch.empty_strided(self.size, self.stride, dtype=self.dtype)]
+        if self.more:
+            outputs += [torch.empty(size, dtype=dtype) for size, dtype in self.more]
         scratch = self.scratch
         workspaces = scratch.take() if scratch is not None else []
         try:
-            self.call(self.work, q, k, v, *extras, out, *workspaces, *scalars, *integers, self.launcher)
+            self.call(self.work, q, k, v, *extras, *outputs, *workspaces, *scalars, *integers, self.launcher)
         except Exception as error:
-            check.operands(self.kernel.spec, q, k, v, extras, scalars, integers, self.layout)
+            check.operands(self.kernel.spec, operands, self.layout)
             raise self._explained(error, q, k, v) from error
         if scratch is not None:
             scratch.give(workspaces)
         next(self.tick)
-        return out
+        return outputs
 
     def _explained(self, error: Exception, *tensors: Tensor) -> RuntimeError:
         given = ", ".join(f"{t.dtype} {list(t.shape)} strides {list(t.stride())}" for t in tensors)
@@ -92,20 +81,15 @@ class KernelPlan(Plan):
 class EmptyPlan(Plan):
     """Answer sizes of zero: no output element, or no key, over which a sum is 0."""
 
-    def __init__(self, size: tuple[int, int, int, int], layout: str) -> None:
-        self.size, self.layout = size, layout
+    def __init__(self, spec: AttentionSpec, size: tuple[int, int, int, int], layout: str) -> None:
+        self.spec, self.size, self.layout = spec, size, layout
 
-    def run(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        extras: Sequence[Tensor],
-        scalars: Sequence[float],
-        integers: Sequence[int],
-    ) -> Tensor:
-        """Zeros, as PyTorch gives."""
-        return torch.empty_strided(self.size, dense_strides(self.size, self.layout), dtype=q.dtype).zero_()
+    def run(self, operands: Operands) -> Sequence[Tensor]:
+        """Zeros, as PyTorch gives; a sink shows in the row statistics."""
+        if len(self.spec.outputs) > 1:
+            return eager.outputs(self.spec, operands, self.layout)
+        strides = dense_strides(self.size, self.layout)
+        return [torch.empty_strided(self.size, strides, dtype=operands[0].dtype).zero_()]
 
 
 class EagerPlan(Plan):
@@ -114,18 +98,19 @@ class EagerPlan(Plan):
     def __init__(self, spec: AttentionSpec, layout: str) -> None:
         self.spec, self.layout = spec, layout
 
-    def run(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        extras: Sequence[Tensor],
-        scalars: Sequence[float],
-        integers: Sequence[int],
-    ) -> Tensor:
+    def run(self, operands: Operands) -> Sequence[Tensor]:
         """The same attention by plain torch operators, counted as a fallback."""
         stats.fallbacks.add()
-        return eager.attention(self.spec, q, k, v, extras, scalars, integers, self.layout)
+        return eager.outputs(self.spec, operands, self.layout)
+
+
+def more_outputs(spec: AttentionSpec, size: Sequence[int]) -> list[tuple[Sequence[int], torch.dtype]]:
+    """Shape and dtype of each output after the first, all contiguous, for `size` (B, H, Sq, Skv)."""
+    found: list[tuple[Sequence[int], torch.dtype]] = []
+    for name in spec.outputs[1:]:
+        whole = name == "weights"
+        found.append((size, eager.torch_dtype(spec.dtype)) if whole else (size[:3], eager.compute_dtype(spec)))
+    return found
 
 
 def dense_strides(size: tuple[int, int, int, int], layout: str) -> tuple[int, int, int, int]:
