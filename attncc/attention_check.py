@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+NORMALIZERS = ("softmax", "softmax_plus_one", "sigmoid", "relu", "none")
+
+
+class Operands(NamedTuple):
+    """The tensors of a call."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None = None
+    bilinear: Tensor | None = None
+    sinks: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -36,13 +49,14 @@ class Sizes:
         return not (self.head_dim and self.query_dim)
 
 
-def check(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, gqa: bool, bilinear: Tensor | None
-) -> Sizes:
+def check(operands: Operands, causal: bool, gqa: bool, normalizer: str) -> Sizes:
     """The sizes of a call. Raises ValueError or TypeError, naming argument and shapes, where it makes no sense."""
-    given = _kinds(q, k, v, mask, bilinear)
+    q, k, v, mask, bilinear, sinks = operands
+    given = _kinds(operands)
     if causal and mask is not None:
         raise ValueError("attention: attn_mask and is_causal exclude each other; use mask_mod to combine masks")
+    if normalizer not in NORMALIZERS:
+        raise ValueError(f"attention: normalizer is {normalizer!r}, not one of {', '.join(NORMALIZERS)}")
     head_dim, kv_len = k.shape[-1], k.shape[-2]
     if bilinear is None and q.shape[-1] != head_dim:
         raise ValueError(f"attention: a row of query has {q.shape[-1]} elements and one of key {head_dim} ({given})")
@@ -54,6 +68,8 @@ def check(
     rank = max(q.ndim, k.ndim, v.ndim)
     if bilinear is not None:
         _check_bilinear(bilinear, heads, q, head_dim)
+    if sinks is not None:
+        _check_sinks(sinks, heads, normalizer)
     mask_axes = () if mask is None else _mask_axes(mask, rank, (*batch, heads, q.shape[-2], kv_len), len(batch))
     plain = q.ndim == k.ndim == v.ndim == 4 and leading[0] == leading[1] == leading[2]
     matching = plain and q.shape[1] == heads and k.shape[1] == v.shape[1] and k.shape[1] * group == heads
@@ -72,13 +88,14 @@ def check(
     )
 
 
-def _kinds(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, bilinear: Tensor | None) -> str:
+def _kinds(operands: Operands) -> str:
     """Check types, ranks, dtypes and devices; gives the shapes in words, for later messages."""
-    named = {"query": q, "key": k, "value": v, "attn_mask": mask, "bilinear": bilinear}
+    q, k, v, mask, bilinear, sinks = operands
+    named = {"query": q, "key": k, "value": v, "attn_mask": mask, "bilinear": bilinear, "sinks": sinks}
     for name, tensor in named.items():
         if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(f"attention: {name} is a {type(tensor).__name__}, not a tensor")
-        if tensor is not None and tensor.ndim < 2:
+        if tensor is not None and tensor.ndim < 2 and name != "sinks":
             raise ValueError(f"attention: {name} {_shape(tensor)} has {tensor.ndim} dimensions; at least 2 are needed")
         if tensor is not None and tensor.device != q.device:
             raise ValueError(f"attention: {name} is on {tensor.device} and query on {q.device}")
@@ -128,6 +145,15 @@ def _check_bilinear(bilinear: Tensor, heads: int, q: Tensor, head_dim: int) -> N
             f"attention: bilinear {_shape(bilinear)} is neither [query_dim, head_dim] = {list(wanted)} nor "
             f"[heads, query_dim, head_dim] = {[heads, *wanted]}"
         )
+
+
+def _check_sinks(sinks: Tensor, heads: int, normalizer: str) -> None:
+    if normalizer != "softmax":
+        raise ValueError(f"attention: sinks are part of a softmax, and normalizer is {normalizer!r}")
+    if tuple(sinks.shape) != (heads,):
+        raise ValueError(f"attention: sinks {_shape(sinks)} is not [heads] = [{heads}]")
+    if sinks.dtype not in DTYPES:
+        raise TypeError(f"attention: sinks is {sinks.dtype}; supported are {', '.join(map(str, DTYPES))}")
 
 
 def _mask_axes(mask: Tensor, rank: int, scores: tuple[int, ...], batch_dims: int) -> tuple[str, ...]:

@@ -33,19 +33,19 @@ def extend(
     spec: AttentionSpec,
     q: Tensor,
     score_mod: Callable[..., Any] | None,
-    mask_mod: Callable[..., Any] | None,
+    mask_mods: Sequence[Callable[..., Any]],
 ) -> tuple[str, list[Tensor], tuple[float, ...], list[int]]:
     """`spec` with the functions in it, as JSON, and what they read: tensors (further extras), scalars from s1 on, and
     integers. Raises what `attncc.modfn.trace` raises.
     """
-    functions = (score_mod, mask_mod)
+    functions = (score_mod, *mask_mods)
     reached: list[Tensor] = []
     states = tuple([None if f is None else modstate.snapshot(f, reached) for f in functions])
     known = all((f is None) == (state is None) for f, state in zip(functions, states, strict=True))
     identity = (spec.json, q.dtype, q.device, states)
     found = _functions.get(identity) if known else None
     if found is None:
-        text, operands = _extended(spec, q, score_mod, mask_mod)
+        text, operands = _extended(spec, q, score_mod, mask_mods)
         places = [next((n for n, t in enumerate(reached) if t is captured), -1) for captured in operands.tensors]
         found = _Functions(text, tuple(places), tuple(operands.scalars), tuple(operands.integers))
         captured = operands.tensors
@@ -63,7 +63,7 @@ def _extended(
     spec: AttentionSpec,
     q: Tensor,
     score_mod: Callable[..., Any] | None,
-    mask_mod: Callable[..., Any] | None,
+    mask_mods: Sequence[Callable[..., Any]],
 ) -> tuple[str, Operands]:
     """The spec with the functions' expressions in it, and the tensors that they capture."""
     operands = Operands(first_extra=len(spec.extras))
@@ -75,9 +75,8 @@ def _extended(
             changed = ex.op("cast", changed, dtype=score.dtype)
         changed = ex.substitute(changed, lambda node: scaled if isinstance(node, ex.Score) else None)
         score = ex.substitute(score, lambda node: changed if node == scaled else None)
-    if mask_mod is not None:
-        added = modfn.trace(mask_mod, "mask_mod", operands, q.dtype, q.device)
-        mask = conjunction([m for m in (mask, added) if m is not None])
+    added = [modfn.trace(mask_mod, "mask_mod", operands, q.dtype, q.device) for mask_mod in mask_mods]
+    mask = conjunction([m for m in (mask, *added) if m is not None])
     captured = tuple(Extra(operands.name(t), modfn.dtype_name(t.dtype), t.ndim) for t in operands.tensors)
     extended = replace(
         spec,

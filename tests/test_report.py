@@ -31,5 +31,5 @@ def test_a_model_without_attention_says_so() -> None:
 def test_json_holds_every_site() -> None:
     data = json.loads(Report((FUSED, REFUSED), graphs=1).to_json())
     assert (data["found"], data["fused"]) == (2, 1)
-    assert data["sites"][0]["spec"] == {"version": 1, "dtype": "float32", "head_dim": 64, "value_dim": 64}
+    assert data["sites"][0]["spec"] == {"version": 2, "dtype": "float32", "head_dim": 64, "value_dim": 64}
     assert data["sites"][1] == data["sites"][1] | {"fused": False, "reason": REFUSED.reason, "spec": None}
