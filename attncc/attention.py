@@ -12,8 +12,8 @@ from torch._compile import _disable_dynamo
 
 from attncc import block_mask as blocks
 from attncc import modspec
-from attncc.attention_check import Operands, Sizes
-from attncc.attention_form import Flags, Form, form_of
+from attncc.attention_check import Sizes
+from attncc.attention_form import Form, form_of
 from attncc.runtime import op, stats
 
 if TYPE_CHECKING:
@@ -80,10 +80,8 @@ def attention(
     """
     if torch._C._is_any_autocast_enabled():
         query, key, value = (_autocast(t) for t in (query, key, value))
-    form = form_of(
-        Operands(query, key, value, attn_mask, bilinear, sinks),
-        Flags(is_causal, enable_gqa, normalizer, return_lse, return_weights),
-    )
+    flags = (is_causal, enable_gqa, normalizer, return_lse, return_weights)
+    form = form_of(query, key, value, attn_mask, bilinear, sinks, flags)
     if form.sizes.zero_scores:
         bilinear = None
     tensors = [t for t in (bilinear, attn_mask, sinks) if t is not None]

@@ -46,15 +46,30 @@ class Form:
     """Nothing has to be reshaped, expanded or answered without a kernel, and the output is the only result."""
 
 
-def form_of(operands: Operands, flags: Flags) -> Form:
-    """The form of a call, remembered by everything it follows from. Raises what `attention_check.check` raises."""
-    tensors = [t for t in operands if t is not None]
-    if torch.compiler.is_compiling() or not all([isinstance(t, Tensor) for t in tensors]):
-        return _new_form(operands, flags)  # which refuses what is not a tensor
-    signature = (flags, *[None if t is None else (t.shape, t.dtype, t.device) for t in operands])
+def form_of(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    bilinear: Tensor | None,
+    sinks: Tensor | None,
+    flags: tuple[bool, bool, str, bool, bool],
+) -> Form:
+    """The form of a call, remembered by everything it follows from; `flags` as in `Flags`.
+
+    Raises what `attention_check.check` raises. It stands in the path of every call: records are made on a miss only.
+    """
+    if torch.compiler.is_compiling() or not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        return _new_form(Operands(q, k, v, mask, bilinear, sinks), Flags(*flags))  # which refuses what is no tensor
+    signature = (
+        (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.device, v.device, flags),
+        None if mask is None else (mask.shape, mask.dtype, mask.device),
+        None if bilinear is None else (bilinear.shape, bilinear.dtype, bilinear.device),
+        None if sinks is None else (sinks.shape, sinks.dtype, sinks.device),
+    )
     found = _forms.get(signature)
     if found is None:
-        found = _new_form(operands, flags)
+        found = _new_form(Operands(q, k, v, mask, bilinear, sinks), Flags(*flags))
         if len(_forms) >= _FORMS:
             _forms.clear()
         _forms[signature] = found
