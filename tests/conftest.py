@@ -1,4 +1,9 @@
-"""What all tests share: a kernel cache of their own, so that none touches the user's, and golden texts."""
+"""What all tests share: worker processes, a kernel cache of their own, golden texts.
+
+`python -m pytest` runs in as many processes as there are cores, at most four (pytest-xdist; `-n 0` is one process, and
+`--pdb` implies it). Each gets a contiguous part of the tests, so that kernels which neighbours share are built once.
+Tests marked `alone` measure time or memory: while one runs, the other workers wait.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,63 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-GOLDEN = Path(__file__).parent / "golden"
+try:
+    import fcntl
+except ImportError:  # another operating system: run what measures with `-n 0`
+    fcntl = None  # type: ignore[assignment]
 
-# Set when pytest starts, before any module of attncc looks, and inherited by the processes that tests start.
-_folder = tempfile.mkdtemp(prefix="attncc-tests-")
-os.environ["ATTNCC_CACHE_DIR"] = _folder
-atexit.register(shutil.rmtree, _folder, ignore_errors=True)
+GOLDEN = Path(__file__).parent / "golden"
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+
+# Set when pytest starts, before any module of attncc looks; inherited by workers and by the processes that tests start.
+if not WORKER:
+    _folder = tempfile.mkdtemp(prefix="attncc-tests-")
+    os.environ["ATTNCC_CACHE_DIR"] = _folder
+    # Threads that spin while they wait would take the cores from the other workers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    atexit.register(shutil.rmtree, _folder, ignore_errors=True)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """The cores that this process may use; every worker needs about 2 GB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 4)
+
+
+@pytest.fixture(scope="session")
+def _locks() -> Iterator[tuple[IO[str], IO[str]] | None]:
+    """Two files that all workers lock: the turnstile before the room, and the room."""
+    if not WORKER or fcntl is None:
+        yield None
+        return
+    root = Path(os.environ["ATTNCC_CACHE_DIR"])
+    with open(root / "turnstile", "w") as turnstile, open(root / "room", "w") as room:
+        yield turnstile, room
+
+
+@pytest.fixture(autouse=True)
+def _alone(request: pytest.FixtureRequest, _locks: tuple[IO[str], IO[str]] | None) -> Iterator[None]:
+    """Tests share the room; one marked `alone` has it for itself, and holds the turnstile so that no other slips in."""
+    if _locks is None:
+        yield
+        return
+    turnstile, room = _locks
+    fcntl.flock(turnstile, fcntl.LOCK_EX)
+    if request.node.get_closest_marker("alone"):
+        fcntl.flock(room, fcntl.LOCK_EX)
+    else:
+        fcntl.flock(room, fcntl.LOCK_SH)
+    fcntl.flock(turnstile, fcntl.LOCK_UN)
+    try:
+        yield
+    finally:
+        fcntl.flock(room, fcntl.LOCK_UN)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -237,6 +237,7 @@ def test_nothing_is_said_twice() -> None:
         assert len(capture(lambda q, k, v: weights(q, k) @ v, qkv()).found) == 1
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("fault", [False, True], ids=["right", "wrong"])
 def test_long_fixed_lengths_are_replayed_short(fault: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fixed sizes of a real model, far too large to replay as they are, and a fault is still found."""

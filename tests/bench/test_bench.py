@@ -93,6 +93,7 @@ def test_turns_are_interleaved() -> None:
     assert timings["a"].fastest <= timings["a"].median <= timings["a"].slowest
 
 
+@pytest.mark.alone
 def test_the_roofline_is_plausible() -> None:
     """No kernel of torch is faster than the measured peak: the loop really keeps every multiply-add unit busy.
 

@@ -55,6 +55,7 @@ def test_two_hundred_compilations_do_not_grow(fresh: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_alternating_with_torch_costs_no_more_than_the_sum() -> None:
     """TVM's own thread pool would fight torch's for the cores; on one pool the two take turns."""
     q, k, v = (torch.randn(1, 12, 256, 64) for _ in range(3))
