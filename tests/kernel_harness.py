@@ -68,7 +68,12 @@ def make_case(
 
 
 def run(family: Family, case: Case, target: Target | None = None) -> Tensor:
-    """The kernel's output. Raises AssertionError when the family declines the spec."""
+    """The kernel's first output. Raises AssertionError when the family declines the spec."""
+    return run_all(family, case, target)["out"]
+
+
+def run_all(family: Family, case: Case, target: Target | None = None) -> dict[str, Tensor]:
+    """The kernel's outputs by name. Raises AssertionError when the family declines the spec."""
     target = target or detect()
     declined = family.declines(case.spec, target)
     assert declined is None, declined
@@ -81,9 +86,17 @@ def run(family: Family, case: Case, target: Target | None = None) -> Tensor:
     out = torch.full((batch, heads, q_len, case.spec.value_dim), float("nan"), dtype=case.q.dtype)
     if case.q.stride(1) < case.q.stride(2):  # as the runtime does: heads inside rows, like the query
         out = torch.full_like(out.transpose(1, 2).contiguous(), float("nan")).transpose(1, 2)
+    rows = (batch, heads, q_len)
+    more = {
+        name: torch.full((*rows, case.k.shape[2]), float("nan"), dtype=case.q.dtype)
+        if name == "weights"
+        else torch.full(rows, float("nan"), dtype=compute)
+        for name in case.spec.outputs[1:]
+    }
     numbers = (*map(float, case.scalars), *map(int, case.integers))
-    kernel(torch.from_numpy(launch.work), case.q, case.k, case.v, *case.extras, out, *workspaces, *numbers, 0)
-    return out
+    outputs = (out, *more.values())
+    kernel(torch.from_numpy(launch.work), case.q, case.k, case.v, *case.extras, *outputs, *workspaces, *numbers, 0)
+    return {"out": out, **more}
 
 
 @functools.cache
@@ -110,17 +123,41 @@ def llvm(target: Target) -> Any:
 
 def check(family: Family, case: Case, target: Target | None = None) -> Tensor:
     """Run and compare with the float64 oracle; gives the output. Raises AssertionError on a difference."""
-    out = run(family, case, target)
-    expected = reference.attention(case.spec, case.q, case.k, case.v, case.extras, case.scalars, case.integers)
-    assert_near(case.spec, out, expected, case.v)
-    return out
+    found = run_all(family, case, target)
+    expected = reference.outputs(case.spec, case.q, case.k, case.v, case.extras, case.scalars, case.integers)
+    assert_near(case.spec, found["out"], expected["out"], case.v * max(1.0, weight_of(case.spec, expected["weights"])))
+    for name, values in found.items():
+        if name == "weights":
+            assert_close(name, values, expected[name], tolerance_of(case.spec))
+        elif name != "out":
+            scores = expected["max"][expected["max"].isfinite()].abs()
+            largest = float(scores.max()) if scores.numel() else 1.0
+            factor = max(1.0, float(expected["sum"].nan_to_num().max())) if name == "sum" else 1.0
+            assert_close(name, values, expected[name], 16 * ULP[str(values.dtype)[6:]] * max(1.0, largest) * factor)
+    return found["out"]
+
+
+def weight_of(spec: AttentionSpec, weights: Tensor) -> float:
+    """The largest sum of weights that a row may have: that of a softmax is 1."""
+    if spec.normalizer == "softmax" or not weights.numel():
+        return 1.0
+    return float(weights.abs().sum(-1).nan_to_num().max())
 
 
 def assert_near(spec: AttentionSpec, out: Tensor, expected: Tensor, v: Tensor) -> None:
     """The same NaNs, and a difference below some units in the last place of the largest value that a row may mix."""
-    assert torch.equal(out.isnan(), expected.isnan()), "NaN in other places than in the reference"
     finite = v.double()[v.isfinite()]
     largest = float(finite.abs().max()) if finite.numel() else 1.0
+    assert_close("out", out, expected, tolerance_of(spec) * largest)
+
+
+def tolerance_of(spec: AttentionSpec) -> float:
+    """The error that an output may have for each unit of the values that are mixed."""
+    return (16 if spec.dtype in ("float32", "float64") else 3) * ULP[spec.dtype]
+
+
+def assert_close(name: str, out: Tensor, expected: Tensor, tolerance: float) -> None:
+    """The same NaNs and infinities, and no difference above `tolerance`."""
+    assert torch.equal(out.isnan(), expected.isnan()), f"{name}: NaN in other places than in the reference"
     error = (out.double() - expected).nan_to_num(0.0, 0.0, 0.0).abs().max().item() if out.numel() else 0.0
-    tolerance = (16 if spec.dtype in ("float32", "float64") else 3) * ULP[spec.dtype] * largest
-    assert error <= tolerance, f"error {error:.3g} is above {tolerance:.3g}"
+    assert error <= tolerance, f"{name}: error {error:.3g} is above {tolerance:.3g}"

@@ -105,6 +105,13 @@ def windows(sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, ...]:
     return (torch.randint(1, 40, (sizes.heads,), generator=generator),)
 
 
+def partial_sinks(sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """A sink for each row, some of them -inf."""
+    sinks = torch.randn(sizes.batch, sizes.heads, sizes.q_len, generator=generator)
+    sinks[:, :, ::3] = -math.inf
+    return (sinks,)
+
+
 ATTENTIONS: dict[str, Attention] = {
     "plain": Attention({"score_mod": SCALED}),
     "unscaled": Attention({}),
@@ -209,6 +216,69 @@ ATTENTIONS: dict[str, Attention] = {
     ),
     "bilinear by head": Attention(
         {"score_mod": SCALED, "bilinear": "t0", "query_dim": 6, "mask": CAUSAL, "extras": (Extra("t0", "float32", 3),)},
+    ),
+    "sink by head": Attention(
+        {
+            "score_mod": SCALED,
+            "mask": CAUSAL,
+            "fill": -1e4,
+            "sink": load("t0", H),
+            "extras": (Extra("t0", "float32", 1),),
+        },
+        normal("heads"),
+    ),
+    "plus one": Attention(
+        {
+            "score_mod": SCALED,
+            "sink": num(0.0),
+            "mask": ex.op("lt", KEY, ex.op("sub", ROW, whole(1))),
+            "outputs": ("out", "max", "sum"),
+        }
+    ),
+    "sink of some rows": Attention(
+        {
+            "score_mod": SCALED,
+            "mask": ex.op("lt", KEY, ex.op("sub", ROW, whole(1))),
+            "sink": load("t0", B, H, ROW),
+            "extras": (Extra("t0", "float32", 3),),
+            "empty_row": "nan",
+        },
+        partial_sinks,
+    ),
+    "sigmoid": Attention(
+        {"score_mod": ex.op("sigmoid", ex.op("sub", SCALED, num(3.0))), "normalizer": "none"},
+    ),
+    "relu, causal": Attention(
+        {
+            "score_mod": ex.op("max", SCALED, num(0.0)),
+            "normalizer": "none",
+            "mask": ex.op("lt", KEY, ex.op("sub", ROW, whole(1))),
+            "fill": 0.0,
+            "outputs": ("out", "weights"),
+        },
+    ),
+    "statistics": Attention({"score_mod": SCALED, "outputs": ("out", "max", "sum")}),
+    "weights, NaN rows": Attention(
+        {
+            "score_mod": SCALED,
+            "mask": ex.op("lt", KEY, ex.op("sub", ROW, whole(1))),
+            "outputs": ("out", "max", "sum", "weights"),
+            "empty_row": "nan",
+        },
+    ),
+    "weights, finite fill": Attention(
+        {"score_mod": SCALED, "mask": CAUSAL, "fill": torch.finfo(torch.float32).min, "outputs": ("out", "weights")},
+    ),
+    "additive by column": Attention(
+        {
+            "element": ex.op(
+                "mul",
+                ex.op("tanh", ex.op("add", ex.Elem("q"), ex.Elem("k"))),
+                load("t0", H, ex.Index("d")),
+            ),
+            "extras": (Extra("t0", "float32", 2),),
+        },
+        normal("heads", 16),
     ),
     "additive": Attention(
         {"element": ex.op("mul", ex.op("tanh", ex.op("add", ex.Elem("q"), ex.Elem("k"))), num(0.5))},

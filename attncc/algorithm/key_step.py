@@ -2,7 +2,7 @@
 
 Every scope is a pipeline, as schedule primitives want it: nothing is read that a later stage writes. Running values are
 therefore computed into new buffers, and committed by a copy in a scope of its own. The step exists twice in a kernel;
-the blocks of the one for the edges carry the suffix ".edge".
+the blocks of the one for the edges carry the suffix ".edge". A third one, ".weights", gives the weights themselves.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 from attncc import expr as ex
 from attncc._tvm import Buffer, T, Var, tirx
 from attncc.algorithm import numeric
-from attncc.algorithm.blocks import let, scope, stage, store, tile
+from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, tile
 from attncc.algorithm.lower_expr import Env, lower
 from attncc.algorithm.signature import Signature, compute_dtype
 from attncc.algorithm.storage import pack, storage_dtype, unpack
+from attncc.algorithm.transpose import transpose
 from attncc.spec import AttentionSpec
 
 OPAQUE = """
@@ -32,6 +33,9 @@ compute their vectors before the loop, keep them in registers all through it, an
 
 EDGE = ".edge"
 """Suffix of the names of blocks that handle mask and sequence ends."""
+
+WEIGHTS = ".weights"
+"""Suffix of the names of blocks that make the weights, once a row's maximum and sum are known."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ class Tile:
     new_total: Buffer
     decay: Buffer
     """[queries]: what a step multiplies earlier sums with"""
+    inverse: Buffer
+    """[queries]: 1 / the final sum, or what an empty row gives"""
 
     @property
     def reads(self) -> tuple[Buffer, ...]:
@@ -103,12 +109,19 @@ class Tile:
     def writes(self) -> tuple[Buffer, ...]:
         """All that the key loop writes, and reads again."""
         products = (self.scores, self.probabilities, self.output, self.new_output)
+        if not self.softmax:
+            return products
         return (*products, self.maximum, self.new_maximum, self.base, self.total, self.new_total, self.decay)
 
     @property
     def dtype(self) -> str:
         """The compute dtype."""
         return compute_dtype(self.spec)
+
+    @property
+    def softmax(self) -> bool:
+        """Whether weights are normalised; else x itself is the weight, and the statistics have no use."""
+        return self.spec.normalizer == "softmax"
 
     def unpack(self, value: Any) -> Any:
         """An element of a q, k, v or probability tile, in the compute dtype."""
@@ -123,34 +136,63 @@ class Tile:
         index = {"b": self.batch, "h": self.head, "i": self.row(query), "j": key}
         return Env(self.dtype, index, self.signature.sizes, self.scalars, self.signature.extras, score)
 
+    def element_env(self, column: Any, elements: Mapping[str, Any]) -> Env:
+        """What the leaves of `element` are, for a column of q and k."""
+        index = {"b": self.batch, "h": self.head, "d": numeric.cast("int64", column)}
+        return Env(self.dtype, index, self.signature.sizes, self.scalars, self.signature.extras, None, elements)
 
-def key_step(t: Tile, first_key: Var, edge: bool) -> None:
-    """Emit the step for the keys from `first_key` on; `edge` where they may be masked or past the sequence's end."""
-    trees = (t.spec.score_mod, t.spec.mask) if edge else (t.spec.score_mod,)
-    if any(node == ex.Index("i") for tree in trees if tree is not None for node in tree.walk()):
-        t = replace(t, first_row=let("step_row", T.call_extern("int64", "attncc_opaque", t.first_row)))
-    step = _Step(t, first_key, edge)
+
+def key_step(t: Tile, first_key: Var, suffix: str) -> None:
+    """Emit the step for the keys from `first_key` on; `EDGE` where they may be masked or past the sequence's end."""
+    step = _Step(_hidden_rows(t, suffix), first_key, suffix)
     step.score()
-    step.online_max()
-    step.commit_max()
+    if t.softmax:
+        step.online_max()
+        step.commit_max()
     step.probabilities()
-    step.commit_sum()
+    if t.softmax:
+        step.commit_sum()
     step.weighted_sum()
     step.commit_output()
+
+
+def weight_step(t: Tile, first_key: Var) -> None:
+    """Emit what writes the weights of the keys from `first_key` on, given `base` and `inverse` of every row."""
+    step = _Step(_hidden_rows(t, WEIGHTS), first_key, WEIGHTS)
+    step.score()
+    step.weights()
+
+
+def _hidden_rows(t: Tile, suffix: str) -> Tile:
+    """The tile with its first row hidden from LLVM where the step's expressions depend on row positions."""
+    trees = (t.spec.score_mod, t.spec.mask) if suffix else (t.spec.score_mod,)
+    if not any(node == ex.Index("i") for tree in trees if tree is not None for node in tree.walk()):
+        return t
+    return replace(t, first_row=let("step_row", T.call_extern("int64", "attncc_opaque", t.first_row)))
 
 
 @dataclass(frozen=True)
 class _Step:
     t: Tile
     first_key: Var
-    edge: bool
+    suffix: str
+
+    @property
+    def edge(self) -> bool:
+        """Whether keys may be masked or past the end."""
+        return self.suffix != ""
 
     @property
     def keys(self) -> int:
         return self.t.tiling.edge if self.edge else self.t.tiling.keys
 
+    @property
+    def short(self) -> bool:
+        """Whether probabilities are rounded to bfloat16, and their sum is not asked for."""
+        return self.t.tiling.dtype == "bfloat16" and "sum" not in self.t.spec.outputs
+
     def name(self, stage_name: str) -> str:
-        return stage_name + EDGE if self.edge else stage_name
+        return stage_name + self.suffix
 
     def key(self, n: Any) -> Any:
         """Position of key n of the block, which may lie past the end in an edge block."""
@@ -161,7 +203,7 @@ class _Step:
         return T.min(self.key(n), self.t.signature.sizes["Skv"] - 1) if self.edge else self.key(n)
 
     def score(self) -> None:
-        """x = score_mod(q k^T), -inf past the end of the sequence and the fill where the mask is false."""
+        """x = score_mod(q k^T), no weight past the end of the sequence and the fill where the mask is false."""
         t, spec, keys, queries = self.t, self.t.spec, self.keys, self.t.tiling.queries
         with scope(self.name("score")):
             k = tile("k_tile", (keys, spec.head_dim), t.tiling.storage)
@@ -172,8 +214,7 @@ class _Step:
                 with T.init():
                     store(s, [n, m], tirx.const(0.0, t.dtype))
                 elements = {"q": t.unpack(t.query[d, m]), "k": t.unpack(k[n, d])}
-                term = lower(spec.element, Env(t.dtype, {}, {}, t.scalars, {}, None, elements))
-                store(s, [n, m], s[n, m] + term)
+                store(s, [n, m], s[n, m] + lower(spec.element, t.element_env(d, elements)))
             with stage(self.name("modify"), "SS", n=keys, m=queries) as (n, m):
                 store(t.scores, [n, m], self.modified(n, m, s[n, m]))
 
@@ -185,7 +226,8 @@ class _Step:
             return x
         if spec.mask is not None:
             x = T.Select(lower(spec.mask, env), x, tirx.const(spec.fill, t.dtype))
-        return T.Select(self.key(n) < t.signature.sizes["Skv"], x, tirx.const(-math.inf, t.dtype))
+        nothing = tirx.const(-math.inf if t.softmax else 0.0, t.dtype)
+        return T.Select(self.key(n) < t.signature.sizes["Skv"], x, nothing)
 
     def online_max(self) -> None:
         """The new maximum, what to subtract, and the factor for earlier sums."""
@@ -199,7 +241,7 @@ class _Step:
             with stage(self.name("base"), "S", m=queries) as (m,):
                 store(t.base, [m], finite(t.new_maximum[m]))
             with stage(self.name("decay"), "S", m=queries) as (m,):
-                store(t.decay, [m], exp(t.maximum[m] - t.base[m], t.tiling))
+                store(t.decay, [m], exp(t.maximum[m] - t.base[m], self.short))
 
     def commit_max(self) -> None:
         with (
@@ -209,18 +251,25 @@ class _Step:
             store(self.t.maximum, [m], self.t.new_maximum[m])
 
     def probabilities(self) -> None:
-        """p = exp(x - m), kept in the tile's dtype, and the new sum of them."""
+        """p = exp(x - m) (x itself without a normalizer), kept in the tile's dtype, and the new sum of them."""
         t, keys, queries = self.t, self.keys, self.t.tiling.queries
         with scope(self.name("probabilities")):
             p = tile("p", (keys, queries), t.dtype)
-            with stage(self.name("exp"), "SS", n=keys, m=queries) as (n, m):
-                store(p, [n, m], exp(t.scores[n, m] - t.base[m], t.tiling))
+            with stage(self.name("weigh"), "SS", n=keys, m=queries) as (n, m):
+                store(p, [n, m], self.weight(n, m))
             with stage(self.name("keep_p"), "SS", n=keys, m=queries) as (n, m):
                 store(t.probabilities, [n, m], pack(t.tiling.dtype, p[n, m]))
+            if not t.softmax:
+                return
             with stage(self.name("row_sum"), "SR", m=queries, n=keys) as (m, n):
                 with T.init():
                     store(t.new_total, [m], t.total[m] * t.decay[m])
                 store(t.new_total, [m], t.new_total[m] + p[n, m])
+
+    def weight(self, n: Any, m: Any) -> Any:
+        """The weight of a key before its row is normalised."""
+        t = self.t
+        return exp(t.scores[n, m] - t.base[m], self.short) if t.softmax else t.scores[n, m]
 
     def commit_sum(self) -> None:
         with (
@@ -243,7 +292,8 @@ class _Step:
                 term = t.unpack(t.probabilities[n, m]) * t.unpack(v[n, e])
                 store(product, [e, m], product[e, m] + term)
             with stage(self.name("accumulate"), "SS", e=columns, m=queries) as (e, m):
-                store(t.new_output, [e, m], t.output[e, m] * t.decay[m] + product[e, m])
+                earlier = t.output[e, m] * t.decay[m] if t.softmax else t.output[e, m]
+                store(t.new_output, [e, m], earlier + product[e, m])
 
     def value(self, n: Any, e: Any) -> Any:
         """An element of v as its tile holds it; 0 past the end, where infinity times no probability would be NaN."""
@@ -261,10 +311,26 @@ class _Step:
         ):
             store(self.t.output, [e, m], self.t.new_output[e, m])
 
+    def weights(self) -> None:
+        """The normalised weights of the block, written to the rows they belong to."""
+        t, spec = self.t, self.t.spec
+        out, sizes = t.signature.more["weights"], t.signature.sizes
+        with scope("weights"):
+            p = tile("weight_tile", (self.keys, t.tiling.queries), t.dtype)
+            kept = tile("kept_weights", (self.keys, t.tiling.queries), storage_dtype(spec.dtype))
+            with stage("normalise", "SS", n=self.keys, m=t.tiling.queries) as (n, m):
+                store(p, [n, m], self.weight(n, m) * t.inverse[m] if t.softmax else self.weight(n, m))
+            with stage("keep_weights", "SS", n=self.keys, m=t.tiling.queries) as (n, m):
+                store(kept, [n, m], pack(spec.dtype, p[n, m]))
+            with repeat("write_weights", 1):
+                accesses([kept], [out])
+                keys = T.min(sizes["Skv"] - self.first_key, self.keys)
+                rows = T.min(sizes["Sq"] - t.first_row, t.tiling.queries)
+                transpose(kept, out, [t.batch, t.head, t.first_row, self.first_key], keys, rows)
 
-def exp(x: Any, tiling: Tiling) -> Any:
-    """e**x for a softmax, where no x is above 0 (rounding aside), as exactly as the tile's dtype can tell."""
-    short = tiling.dtype == "bfloat16"
+
+def exp(x: Any, short: bool) -> Any:
+    """e**x for a softmax, where no x is above 0 (rounding aside); `short` where bfloat16 is exact enough."""
     return numeric.exp2(x * numeric.const(numeric.LOG2E, x), at_most_zero=True, short=short)
 
 

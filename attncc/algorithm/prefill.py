@@ -24,10 +24,11 @@ from attncc._tvm import IRBuilder, PrimFunc, T, Var, tirx
 from attncc.algorithm import numeric
 from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, tile
 from attncc.algorithm.bounds import key_bounds
-from attncc.algorithm.key_step import OPAQUE, Tile, Tiling, key_step
+from attncc.algorithm.key_step import EDGE, OPAQUE, Tile, Tiling, finite, key_step, weight_step
 from attncc.algorithm.lower_expr import Env, lower
 from attncc.algorithm.signature import NAME, Signature, compute_dtype, declare, import_llvm, use_launcher
 from attncc.algorithm.storage import pack
+from attncc.algorithm.transpose import llvm_text as transpose_text
 from attncc.spec import AttentionSpec
 
 REDO_MARGIN = 110.0
@@ -42,6 +43,8 @@ def build(spec: AttentionSpec, tiling: Tiling) -> PrimFunc:
             signature = declare(spec)
             use_launcher(signature)
             import_llvm(OPAQUE)
+            if "weights" in spec.outputs:
+                import_llvm(transpose_text(spec.dtype))
             scalars = _scalars(spec, signature)
             n_tiles = signature.work.shape[0]
             with T.serial(n_tiles) as loop:
@@ -49,7 +52,7 @@ def build(spec: AttentionSpec, tiling: Tiling) -> PrimFunc:
                 with T.sblock("tile"):
                     number = T.axis.spatial(n_tiles, loop)
                     IRBuilder.name("tile", number)
-                    accesses(signature.inputs, [signature.out])
+                    accesses(signature.inputs, signature.outputs)
                     _tile(_open_tile(spec, tiling, signature, scalars, number))
         function: PrimFunc = builder.get()
     return function
@@ -71,7 +74,9 @@ def _open_tile(spec: AttentionSpec, tiling: Tiling, signature: Signature, scalar
         for column, name in enumerate(("batch", "kv_head", "head", "query_block"))
     )
     queries, keys, columns = tiling.queries, tiling.keys, tiling.columns
-    statistics = ("maximum", "new_maximum", "base", "total", "new_total", "decay")
+    # declared without memory where no softmax uses them
+    row = tile if spec.normalizer == "softmax" else tirx.decl_buffer
+    statistics = ("maximum", "new_maximum", "base", "total", "new_total", "decay", "inverse")
     return Tile(
         spec, tiling, signature, scalars, batch, kv_head, head,
         first_row=let("first_row", block * queries),
@@ -80,7 +85,7 @@ def _open_tile(spec: AttentionSpec, tiling: Tiling, signature: Signature, scalar
         probabilities=tile("probabilities", (keys, queries), tiling.storage),
         output=tile("output", (columns, queries), dtype),
         new_output=tile("new_output", (columns, queries), dtype),
-        **{name: tile(name, (queries,), dtype) for name in statistics},
+        **{name: row(name=name, shape=(queries,), dtype=dtype) for name in statistics},
     )  # fmt: skip
 
 
@@ -88,13 +93,15 @@ def _tile(t: Tile) -> None:
     """Load the queries, go over the keys, write the rows."""
     with scope("load_query"):
         _load_query(t)
-    if t.spec.mask is not None and math.isfinite(t.spec.fill):
+    if t.softmax and t.spec.mask is not None and math.isfinite(t.spec.fill):
         _attempts(t)
     else:
         _start(t)
         _keys(t, None)
     with scope("finish"):
         _write(t)
+    if "weights" in t.spec.outputs:
+        _weights(t)
 
 
 def _load_query(t: Tile) -> None:
@@ -119,14 +126,26 @@ def _load_query(t: Tile) -> None:
 
 
 def _start(t: Tile) -> None:
-    """Nothing seen so far."""
+    """Nothing seen so far but the sink, where there is one."""
     with scope("start"):
-        with stage("start_max", "S", m=t.tiling.queries) as (m,):
-            store(t.maximum, [m], tirx.const(-math.inf, t.dtype))
-        with stage("start_sum", "S", m=t.tiling.queries) as (m,):
-            store(t.total, [m], tirx.const(0.0, t.dtype))
+        if t.softmax:
+            _start_statistics(t)
         with stage("start_output", "SS", e=t.tiling.columns, m=t.tiling.queries) as (e, m):
             store(t.output, [e, m], tirx.const(0.0, t.dtype))
+
+
+def _start_statistics(t: Tile) -> None:
+    """The maximum and the sum over the sink's column alone: exp(sink - sink) is 1, 0 for -inf, and NaN otherwise."""
+    sink, one, zero = t.spec.sink, tirx.const(1.0, t.dtype), tirx.const(0.0, t.dtype)
+    nothing, no_number = tirx.const(-math.inf, t.dtype), tirx.const(math.nan, t.dtype)
+    with stage("start_max", "S", m=t.tiling.queries) as (m,):
+        store(t.maximum, [m], nothing if sink is None else numeric.cast(t.dtype, lower(sink, t.env(m, None, None))))
+    with stage("start_sum", "S", m=t.tiling.queries) as (m,):
+        if sink is None:
+            store(t.total, [m], zero)
+        else:
+            known = T.Select(t.maximum[m] < tirx.const(math.inf, t.dtype), one, no_number)  # NaN is not below it
+            store(t.total, [m], T.Select(t.maximum[m] == nothing, zero, known))
 
 
 def _attempts(t: Tile) -> None:
@@ -164,14 +183,14 @@ def _keys(t: Tile, all_keys: Any) -> Any:
     touched = (*t.reads, limits, edge), (*t.writes, edge)
     with repeat("full_step", let("full_steps", full_steps)) as step:
         accesses(*touched)
-        key_step(t, let("full_key", full_first * t.tiling.edge + step * t.tiling.keys), edge=False)
+        key_step(t, let("full_key", full_first * t.tiling.edge + step * t.tiling.keys), "")
     left = let("left_edges", full_first - first)
     full_end = let("full_end", full_first + full_steps * (t.tiling.keys // t.tiling.edge))
     with repeat("edge_step", let("edges", left + (end - full_end))) as step:
         accesses(*touched)
         with scope("pick_edge"), stage("pick", "S", u=1) as (u,):
             store(edge, [u], T.Select(step < left, first + step, full_end + (step - left)))
-        key_step(t, let("edge_key", edge[0] * t.tiling.edge), edge=True)
+        key_step(t, let("edge_key", edge[0] * t.tiling.edge), EDGE)
     return limits[4] > 0
 
 
@@ -207,14 +226,39 @@ def _key_ranges(t: Tile) -> tuple[Any, Any, Any, Any]:
 
 
 def _write(t: Tile) -> None:
-    """out = o / l, and the spec's rule for rows that saw no key."""
-    spec, queries = t.spec, t.tiling.queries
-    inverse = tile("inverse", (queries,), t.dtype)
-    with stage("invert", "S", m=queries) as (m,):
-        value = tirx.const(1.0, t.dtype) / t.total[m]
-        empty = tirx.const(0.0 if spec.empty_row == "zero" else math.nan, t.dtype)
-        store(inverse, [m], T.Select(t.total[m] == tirx.const(0.0, t.dtype), empty, value))
+    """out = o / l, with the spec's rule for rows that saw no key, and the statistics where they are wanted."""
+    spec, queries, out, more = t.spec, t.tiling.queries, t.signature.out, t.signature.more
     rows = T.min(queries, t.signature.sizes["Sq"] - t.first_row)
+    if t.softmax:
+        with stage("invert", "S", m=queries) as (m,):
+            value = tirx.const(1.0, t.dtype) / t.total[m]
+            empty = tirx.const(0.0 if spec.empty_row == "zero" else math.nan, t.dtype)
+            store(t.inverse, [m], T.Select(t.total[m] == tirx.const(0.0, t.dtype), empty, value))
     with stage("write", "SS", m=rows, e=spec.value_dim) as (m, e):
-        out = t.signature.out
-        store(out, [t.batch, t.head, t.first_row + m, e], numeric.cast(spec.dtype, t.output[e, m] * inverse[m]))
+        value = t.output[e, m] * t.inverse[m] if t.softmax else t.output[e, m]
+        store(out, [t.batch, t.head, t.first_row + m, e], numeric.cast(spec.dtype, value))
+    if "max" in more:
+        with stage("write_max", "S", m=rows) as (m,):
+            store(more["max"], [t.batch, t.head, t.first_row + m], _true_maximum(t, m))
+    if "sum" in more:
+        with stage("write_sum", "S", m=rows) as (m,):
+            store(more["sum"], [t.batch, t.head, t.first_row + m], t.total[m])
+
+
+def _true_maximum(t: Tile, m: Any) -> Any:
+    """The running maximum drops NaN, which the sum keeps. (Of an infinite x the sum is NaN as well.)"""
+    lost = tirx.And(numeric.is_nan(t.total[m]), t.maximum[m] < tirx.const(math.inf, t.dtype))
+    return T.Select(lost, tirx.const(math.nan, t.dtype), t.maximum[m])
+
+
+def _weights(t: Tile) -> None:
+    """All keys once more, now that each row's maximum and sum are known, to write the weights."""
+    size = t.tiling.edge
+    reads = [*t.signature.inputs, t.query, t.scores]
+    if t.softmax:
+        reads += [t.base, t.inverse]
+        with scope("last"), stage("last_base", "S", m=t.tiling.queries) as (m,):
+            store(t.base, [m], finite(t.maximum[m]))
+    with repeat("weight_step", let("weight_steps", (t.signature.sizes["Skv"] + (size - 1)) // size)) as step:
+        accesses(reads, (t.scores, t.signature.more["weights"]))
+        weight_step(t, let("weight_key", step * size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attncc.schedules.cpu.prefill_fp32 import PrefillFp32, check, columns_of, is_light, tiling
+from attncc.schedules.cpu.prefill_fp32 import PrefillFp32, check, columns_of, tiling
 from attncc.schedules.family import Decisions, Declined
 from attncc.spec import DOT, AttentionSpec
 from attncc.target import Target
@@ -48,4 +48,4 @@ class PrefillBf16(PrefillFp32):
         columns = -(-spec.value_dim // decisions["columns"]) * decisions["columns"]
         function = build(spec, tiling(decisions, columns, "bfloat16"))
         registers = Registers(LANES, decisions["vectors"], decisions["key_rows"], decisions["columns"])
-        return PairSchedule(function, registers, is_light(spec), padded=columns != spec.value_dim).module()
+        return PairSchedule(function, spec, registers, padded=columns != spec.value_dim).module()

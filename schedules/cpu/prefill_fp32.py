@@ -10,7 +10,6 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from attncc import expr as ex
 from attncc.schedules.cpu.work import prefill_launch
 from attncc.schedules.family import Decisions, Declined, Family, Launch, Problem
 from attncc.spec import AttentionSpec
@@ -22,11 +21,6 @@ if TYPE_CHECKING:
 
 MIN_ROWS = 8
 """Below this many query rows most lanes would idle: that is decode's case."""
-
-MOST_LIGHT_NODES = 24
-HEAVY = frozenset(
-    ("pow", "exp", "exp2", "log", "log2", "log1p", "tanh", "sigmoid", "erf", "sin", "cos", "floordiv", "mod")
-)
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,7 @@ class PrefillFp32(Family):
         dtype = compute_dtype(spec)
         function = build(spec, tiling(decisions, columns, dtype))
         registers = Registers(lanes, decisions["vectors"], decisions["key_rows"], decisions["columns"])
-        return PrefillSchedule(function, registers, is_light(spec), inline_loads=spec.dtype == dtype).module()
+        return PrefillSchedule(function, spec, registers, inline_loads=spec.dtype == dtype).module()
 
     def launch(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> Launch:
         return prefill_launch(spec, decisions["query_block"], problem)
@@ -94,14 +88,6 @@ def columns_of(value_dim: int, most: int) -> int:
     """Columns of a register tile: the largest divisor of value_dim up to `most`, or `most`, which pads the output."""
     divisor = max(n for n in range(1, most + 1) if value_dim % n == 0)
     return divisor if 2 * divisor > most or value_dim <= most else most
-
-
-def is_light(spec: AttentionSpec) -> bool:
-    """Whether score_mod and mask take few instructions: unrolled over a register tile, others take long to compile."""
-    trees = [spec.score_mod] + ([spec.mask] if spec.mask is not None else [])
-    nodes = [node for tree in trees for node in tree.walk()]
-    heavy = [node for node in nodes if isinstance(node, ex.Load) or (isinstance(node, ex.Op) and node.name in HEAVY)]
-    return not heavy and len(nodes) <= MOST_LIGHT_NODES
 
 
 def check(decisions: Decisions, lanes: int) -> None:

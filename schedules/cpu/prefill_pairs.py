@@ -17,15 +17,16 @@ from attncc._tvm import PrimFunc
 from attncc.algorithm.key_step import EDGE
 from attncc.schedules.cpu import bf16_intrinsics as intrinsics
 from attncc.schedules.cpu.prefill_schedule import PrefillSchedule, Registers
+from attncc.spec import AttentionSpec
 
 
 class PairSchedule(PrefillSchedule):
     """`PrefillSchedule` with the products replaced; tiles and statistics are as there."""
 
-    def __init__(self, function: PrimFunc, registers: Registers, light: bool, padded: bool) -> None:
+    def __init__(self, function: PrimFunc, spec: AttentionSpec, registers: Registers, padded: bool) -> None:
         """`padded` says that the output tile has more columns than v."""
         self.padded = padded
-        super().__init__(function, registers, light, inline_loads=True)
+        super().__init__(function, spec, registers, inline_loads=True)
         columns = int(self.sch.get(self.loops("load_v")[-1]).extent)
         self.pair_lanes = min(columns & -columns, 32)
         """Columns of v that are interleaved at a time: the widest power of two that divides the tile."""
@@ -40,10 +41,9 @@ class PairSchedule(PrefillSchedule):
         self.sch.annotate(loop, "pragma_import_llvm", intrinsics.llvm_text(self.pair_lanes))
         super().tiles()
 
-    def loads(self, suffix: str) -> None:
-        """k in place; v in pairs along the keys. Where rows or columns are clamped, a plain copy of v comes first."""
+    def load_values(self, suffix: str) -> None:
+        """v in pairs along the keys. Where rows or columns are clamped, a plain copy comes first."""
         sch = self.sch
-        sch.compute_inline("load_k" + suffix)
         load = sch.get_sblock("load_v" + suffix)
         pairs = sch.cache_write(load, 0, "global")
         sch.transform_layout(pairs, ("write", 0), lambda n, e: (n // 2, e, n % 2))
@@ -74,30 +74,33 @@ class PairSchedule(PrefillSchedule):
     def probabilities(self, suffix: str) -> None:
         """Two keys at a time: exp, the sum, and both rounded into pairs."""
         sch, r = self.sch, self.registers
-        exp, keep, total = (sch.get_sblock(name + suffix) for name in ("exp", "keep_p", "row_sum"))
+        weigh, keep = (sch.get_sblock(name + suffix) for name in ("weigh", "keep_p"))
+        total = sch.get_sblock("row_sum" + suffix) if self.softmax else None
         if suffix == "":
             sch.transform_layout(keep, ("write", 0), lambda n, m: (n // 2, m, n % 2))
-        copy = sch.cache_write(total, 0, "local")
-        sch.set_scope(exp, 0, "local")
-        n, m = self.loops(exp)[-2:]
+        copy = sch.cache_write(total, 0, "local") if total else None
+        sch.set_scope(weigh, 0, "local")
+        n, m = self.loops(weigh)[-2:]
         m0, m1 = sch.split(m, [None, r.vectors * r.lanes])
         n0, n1 = sch.split(n, [None, 2])
         sch.reorder(m0, n0, n1, m1)
-        for block in (keep, total):
-            sch.reverse_compute_at(block, n0, preserve_unit_loops=True)
-        sch.reverse_compute_at(copy, m0, preserve_unit_loops=True)
+        sch.reverse_compute_at(keep, n0, preserve_unit_loops=True)
+        if total:
+            sch.reverse_compute_at(total, n0, preserve_unit_loops=True)
+            sch.reverse_compute_at(copy, m0, preserve_unit_loops=True)
         n, m = self.loops(keep)[-2:]
         m1, m2 = sch.split(m, [None, r.lanes])
         sch.reorder(m1, n, m2)
         sch.unroll(m1)
         sch.tensorize(n, intrinsics.round_pairs())
-        m, n = self.loops(total)[-2:]
-        sch.reorder(n, m)
-        self.finish_tile(total)
-        start = sch.decompose_reduction(total, n0)
-        for block in (copy, start):
-            self.lanes(self.loops(block)[-1])
-        self.finish_tile(exp)
+        if total:
+            m, n = self.loops(total)[-2:]
+            sch.reorder(n, m)
+            self.finish_tile(total)
+            start = sch.decompose_reduction(total, n0)
+            for block in (copy, start):
+                self.lanes(self.loops(block)[-1])
+        self.finish_tile(weigh)
 
     def weighted_sum(self, suffix: str) -> None:
         sch, r = self.sch, self.registers

@@ -18,12 +18,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from attncc import expr as ex
 from attncc._tvm import IRModule, PrimFunc, Schedule
-from attncc.algorithm.key_step import EDGE
+from attncc.algorithm.key_step import EDGE, WEIGHTS
 from attncc.algorithm.signature import NAME
+from attncc.spec import AttentionSpec
 
 LONGEST_SUM = 64
 """Terms of a score that are summed one after the other, where head_dim is more than twice as large."""
+
+MOST_LIGHT_NODES = 24
+HEAVY = frozenset(
+    ("pow", "exp", "exp2", "log", "log2", "log1p", "tanh", "sigmoid", "erf", "sin", "cos", "floordiv", "mod")
+)
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,14 @@ class Registers:
 class PrefillSchedule:
     """Schedules a function of `attncc.algorithm.prefill`, block by block, with primitives alone."""
 
-    def __init__(self, function: PrimFunc, registers: Registers, light: bool, inline_loads: bool) -> None:
-        """`light` says that score_mod and mask are cheap enough to be unrolled over a register tile.
+    def __init__(self, function: PrimFunc, spec: AttentionSpec, registers: Registers, inline_loads: bool) -> None:
+        """`function` is the kernel of `spec`.
 
         `inline_loads` says that k and v can be read where they lie: they have the dtype of the tiles.
         """
-        self.light = light
+        self.light = is_light(spec)
+        self.softmax = spec.normalizer == "softmax"
+        self.spec = spec
         self.sch = Schedule(IRModule({NAME: function}))
         self.sch.work_on(NAME)
         self.registers = registers
@@ -54,16 +63,25 @@ class PrefillSchedule:
         """The scheduled function, ready to compile."""
         self.query()
         for suffix in ("", EDGE):
-            self.loads(suffix)
+            self.load_keys(suffix)
             self.score(suffix)
-            self.maximum(suffix)
+            if self.softmax:
+                self.maximum(suffix)
             self.probabilities(suffix)
+            self.load_values(suffix)
             self.weighted_sum(suffix)
-            for name in ("base", "decay", "keep_max", "keep_sum", "keep_output"):
+            for name in ("base", "decay", "keep_max", "keep_sum") if self.softmax else ():
                 self.lanes(self.loops(name + suffix)[-1])
-        for name in ("start_max", "start_sum", "start_output", "invert"):
+            self.lanes(self.loops("keep_output" + suffix)[-1])
+        for name in ("start_max", "start_sum", "invert") if self.softmax else ():
             self.lanes(self.loops(name)[-1])
+        self.lanes(self.loops("start_output")[-1])
         self.vectorise_row("write")
+        if "weights" in self.spec.outputs:
+            self.load_keys(WEIGHTS)
+            self.score(WEIGHTS)
+            for name in ("last_base",) * self.softmax + ("normalise", "keep_weights"):
+                self.lanes(self.loops(name)[-1])
         self.tiles()
         return self.sch.mod
 
@@ -91,13 +109,19 @@ class PrefillSchedule:
         self.register_tile(project, c, [d1, m1, m2])
         self.finish_tile(copy)
 
-    def loads(self, suffix: str) -> None:
-        """k and v are read in place, or their tiles are made row by row. At the edges v's always is: it ends in 0."""
-        for name in ("load_k", "load_v"):
-            if self.inline_loads and (name, suffix) != ("load_v", EDGE):
-                self.sch.compute_inline(name + suffix)
-            else:
-                self.vectorise_row(name + suffix)
+    def load_keys(self, suffix: str) -> None:
+        """k is read in place, or its tile is made row by row."""
+        if self.inline_loads:
+            self.sch.compute_inline("load_k" + suffix)
+        else:
+            self.vectorise_row("load_k" + suffix)
+
+    def load_values(self, suffix: str) -> None:
+        """The same for v; at the edges its tile is always made: it ends in 0."""
+        if self.inline_loads and suffix != EDGE:
+            self.sch.compute_inline("load_v" + suffix)
+        else:
+            self.vectorise_row("load_v" + suffix)
 
     def score(self, suffix: str) -> None:
         """The product into registers, and score_mod on it there."""
@@ -147,18 +171,22 @@ class PrefillSchedule:
     def probabilities(self, suffix: str) -> None:
         """exp, its rounding and its sum in one loop over keys, a register tile wide."""
         sch, r = self.sch, self.registers
-        exp, keep, total = (sch.get_sblock(name + suffix) for name in ("exp", "keep_p", "row_sum"))
-        copy = sch.cache_write(total, 0, "local")
-        sch.set_scope(exp, 0, "local")
-        n, m = self.loops(exp)[-2:]
+        weigh, keep = (sch.get_sblock(name + suffix) for name in ("weigh", "keep_p"))
+        total = sch.get_sblock("row_sum" + suffix) if self.softmax else None
+        copy = sch.cache_write(total, 0, "local") if total else None
+        sch.set_scope(weigh, 0, "local")
+        n, m = self.loops(weigh)[-2:]
         m0, m1 = sch.split(m, [None, r.vectors * r.lanes])
         sch.reorder(m0, n, m1)
         sch.reverse_compute_at(keep, n, preserve_unit_loops=True)
-        sch.reverse_compute_at(total, n, preserve_unit_loops=True)
-        sch.reverse_compute_at(copy, m0, preserve_unit_loops=True)
-        self.lanes(self.loops(total)[-2])
-        start = sch.decompose_reduction(total, n)
-        for block in (exp, keep, copy, start):
+        if total:
+            sch.reverse_compute_at(total, n, preserve_unit_loops=True)
+            sch.reverse_compute_at(copy, m0, preserve_unit_loops=True)
+            self.lanes(self.loops(total)[-2])
+            start = sch.decompose_reduction(total, n)
+            for block in (copy, start):
+                self.lanes(self.loops(block)[-1])
+        for block in (weigh, keep):
             self.lanes(self.loops(block)[-1])
 
     def weighted_sum(self, suffix: str) -> None:
@@ -219,3 +247,11 @@ class PrefillSchedule:
 
     def loops(self, block: Any) -> list[Any]:
         return list(self.sch.get_loops(block))
+
+
+def is_light(spec: AttentionSpec) -> bool:
+    """Whether score_mod and mask take few instructions: unrolled over a register tile, others take long to compile."""
+    trees = [spec.score_mod] + ([spec.mask] if spec.mask is not None else [])
+    nodes = [node for tree in trees for node in tree.walk()]
+    heavy = [node for node in nodes if isinstance(node, ex.Load) or (isinstance(node, ex.Op) and node.name in HEAVY)]
+    return not heavy and len(nodes) <= MOST_LIGHT_NODES

@@ -53,16 +53,16 @@ def test_scheduling_leaves_the_source_alone(name: str) -> None:
     spec = zoo.case(name, "float32", (1, 1, 8, 8)).spec
     function = build(spec, Tiling(32, 16, 16, "float32"))
     before = function.script()
-    PrefillSchedule(function, Registers(16, 1, 4, 4), light=True, inline_loads=True).module()
+    PrefillSchedule(function, spec, Registers(16, 1, 4, 4), inline_loads=True).module()
     assert function.script() == before
 
 
-@pytest.mark.parametrize("name", ["plain", "bilinear", "causal, finite fill"])
+@pytest.mark.parametrize("name", ["plain", "bilinear", "causal, finite fill", "sigmoid", "weights, NaN rows"])
 def test_scheduling_pairs_leaves_the_source_alone(name: str) -> None:
     spec = zoo.case(name, "bfloat16", (1, 1, 8, 8)).spec
     function = build(spec, Tiling(32, 16, 16, "bfloat16"))
     before = function.script()
-    PairSchedule(function, Registers(16, 1, 4, 4), light=True, padded=False).module()
+    PairSchedule(function, spec, Registers(16, 1, 4, 4), padded=False).module()
     assert function.script() == before
 
 

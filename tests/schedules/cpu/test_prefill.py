@@ -37,8 +37,12 @@ def test_kinds(name: str) -> None:
 
 @needs_bf16
 @pytest.mark.parametrize(
-    "name", ["alibi", "boolean mask", "bias", "window by head", "bilinear by head", "causal, NaN rows"]
-)
+    "name",
+    [
+        "alibi", "boolean mask", "bias", "window by head", "bilinear by head", "causal, NaN rows",
+        "sink of some rows", "sigmoid", "statistics", "weights, NaN rows",
+    ],
+)  # fmt: skip
 def test_kinds_in_bfloat16(name: str) -> None:
     check(BF16, zoo.case(name, "bfloat16", (2, 1, 83, 300), group=2, strided=True))
 
@@ -90,13 +94,27 @@ def test_any_sizes(
 
 
 @pytest.mark.parametrize("factor", [0.0, 1e-30, 300.0, -300.0])
-@pytest.mark.parametrize("name", ["causal", "strict causal, finfo.min"])
+@pytest.mark.parametrize("name", ["causal", "strict causal, finfo.min", "plus one", "sink by head"])
 def test_large_and_small_scores(name: str, factor: float) -> None:
     """Scores up to ±1000 and more, which exp alone would not survive."""
     case = zoo.case(name, "float32", (1, 2, 70, 300))
     case.q *= factor
     case.k = case.k.round()  # large scores that float32 holds exactly
     case.q = case.q.round(decimals=1) if abs(factor) < 1 else case.q.round()
+    check(FP32, case)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 1, 13, 7), (1, 2, 131, 257)])
+def test_weights_of_any_length(sizes: tuple[int, int, int, int], dtype: str) -> None:
+    """Weights are turned in squares of 16; what is left over at the ends is written too, and nothing past them."""
+    check(family_of(dtype), zoo.case("weights, NaN rows", dtype, sizes))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_sinks_that_are_no_numbers(value: float) -> None:
+    case = zoo.case("sink of some rows", "float32", (1, 2, 83, 300))
+    case.extras[0][0, 1, 40] = value
     check(FP32, case)
 
 
