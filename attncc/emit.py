@@ -1,4 +1,4 @@
-"""An Attention node of the IR as FX nodes: operands by views of values that exist, one operator, the result in place.
+"""Nodes of the IR that passes made as FX nodes: an Attention as one operator on views of values that exist.
 
 Operands are read as [B, H, S, D] through select, slice, view, permute and expand only, which copy nothing; a reshape
 follows where several axes make up one (heads of a group, a batch of several dimensions), and copies only where the
@@ -8,12 +8,14 @@ takes any strides: then it lies so that the transpose that follows is free.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 
 import torch
 from torch import fx
 
 from attncc import ir
+from attncc.emit_values import emit_value
 from attncc.emitter import Emitter, Group
 from attncc.passes.refused import Refused
 from attncc.runtime import op as _registers_the_operator  # noqa: F401
@@ -22,8 +24,36 @@ from attncc.symbolic import Dim, dim, equal, exact_div, product
 aten = torch.ops.aten
 
 
-def emit(emitter: Emitter, node: ir.Attention) -> fx.Node:
-    """Add the operator with its operands, and return its result in the form of `emitter.anchor`. Raises Refused."""
+def emit(emitter: Emitter, name: str, original: fx.Node) -> fx.Node:
+    """Add what makes the value `name`, in the form of `original`, whose place it takes. Raises Refused."""
+    layouts = _layouts(original) if not emitter.made else (emitter.layout,)
+    for layout in layouts:
+        emitter.layout = layout
+        result = emitter.value(name)
+        if result.meta["val"].dtype != original.meta["val"].dtype:
+            result = emitter.call(aten.to.dtype, result, original.meta["val"].dtype)
+        if _same_strides(result, original) or _takes_any_strides(original):
+            return result
+        if layout != layouts[-1]:
+            emitter.undo()
+    return _with_strides(emitter, result, original)
+
+
+def make(emitter: Emitter, node: ir.Node) -> fx.Node:
+    """The value of a node that a pass made, in the dimensions of the node. Raises Refused."""
+    match node:
+        case ir.Attention():
+            return _attention(emitter, node)
+        case ir.Output(attention=name, kind=kind):
+            emitter.value(name)
+            attention = emitter.new(name)
+            rows = "bhi" if kind != "weights" else "bhij"
+            return _placed(emitter, node, emitter.outputs[name][kind], [dict(attention.roles)[r] for r in rows])
+    return emit_value(emitter, node)
+
+
+def _attention(emitter: Emitter, node: ir.Attention) -> fx.Node:
+    """The operator with its operands, and its first result in the dimensions of the node."""
     roles, sizes, spec = dict(node.roles), dict(node.axes), node.spec
     if spec is None:
         raise Refused("no spec", node.name)
@@ -39,19 +69,14 @@ def emit(emitter: Emitter, node: ir.Attention) -> fx.Node:
         extras.insert(place, emitter.operand(node.weight, groups, sizes, spec.extras[place].dtype))
     scalars = [emitter.value(s) if isinstance(s, str) else s for s in node.scalars]
     integers = [emitter.number(n) for n in node.integers]
-    for layout in _layouts(emitter.anchor):
-        before = len(emitter.made)
-        out = emitter.call(
-            torch.ops.attncc.attention.default, q, k, v, extras, scalars, integers, spec.json, layout
-        )  # fmt: skip
-        result = _placed(emitter, node, out, roles, sizes)
-        if _same_strides(result, emitter.anchor) or _takes_any_strides(emitter.anchor):
-            return result
-        if layout != _layouts(emitter.anchor)[-1]:
-            for extra in reversed(emitter.made[before:]):
-                emitter.graph.erase_node(extra)
-            del emitter.made[before:]
-    return _with_strides(emitter, result)
+    arguments = (q, k, v, extras, scalars, integers, spec.json, emitter.layout)
+    if spec.outputs == ("out",):
+        out = emitter.call(torch.ops.attncc.attention.default, *arguments)
+    else:
+        several = emitter.call(torch.ops.attncc.attention_outputs.default, *arguments)
+        found = {kind: emitter.call(operator.getitem, several, n) for n, kind in enumerate(spec.outputs)}
+        emitter.outputs[node.name], out = found, found["out"]
+    return _placed(emitter, node, out, [roles[r] for r in "bhie"])
 
 
 def _taken(emitter: Emitter, value: str, at: tuple[Dim | None, ...]) -> fx.Node:
@@ -63,24 +88,20 @@ def _taken(emitter: Emitter, value: str, at: tuple[Dim | None, ...]) -> fx.Node:
     return node
 
 
-def _placed(
-    emitter: Emitter, node: ir.Attention, out: fx.Node, roles: Mapping[str, Group], sizes: Mapping[str, Dim]
-) -> fx.Node:
-    """The operator's [B, H, Sq, E] in the dimensions and dtype of the node that it replaces."""
-    merged = [roles["b"], roles["h"], roles["i"], roles["e"]]
+def _placed(emitter: Emitter, node: ir.Node, value: fx.Node, merged: list[Group]) -> fx.Node:
+    """A tensor of one dimension a group of axes, in the dimensions and the dtype of `node`."""
+    sizes: Mapping[str, Dim] = node.sizes
     labels = [a for g in merged for a in g]
     if any(len(g) != 1 for g in merged):
-        shape = [emitter.number(sizes[a]) for a in labels]
-        out = emitter.call(aten.reshape.default, out, shape)
-    wanted = [a for d in node.dims for a in d]
-    order = [labels.index(a) for a in wanted]
+        value = emitter.call(aten.reshape.default, value, [emitter.number(sizes[a]) for a in labels])
+    order = [labels.index(a) for d in node.dims for a in d]
     if order != list(range(len(order))):
-        out = emitter.call(aten.permute.default, out, order)
+        value = emitter.call(aten.permute.default, value, order)
     if any(len(d) != 1 for d in node.dims):
         shape = [emitter.number(product(sizes[a] for a in d)) for d in node.dims]
-        out = emitter.call(aten.reshape.default, out, shape)
-    dtype = emitter.anchor.meta["val"].dtype
-    return out if out.meta["val"].dtype == dtype else emitter.call(aten.to.dtype, out, dtype)
+        value = emitter.call(aten.reshape.default, value, shape)
+    dtype = getattr(torch, node.dtype)
+    return value if value.meta["val"].dtype == dtype else emitter.call(aten.to.dtype, value, dtype)
 
 
 _FREE = ("aten.reshape.default", "aten.contiguous.default")
@@ -115,9 +136,9 @@ def _same_strides(a: fx.Node, b: fx.Node) -> bool:
     return all(map(equal, _strides(a), _strides(b)))
 
 
-def _with_strides(emitter: Emitter, result: fx.Node) -> fx.Node:
+def _with_strides(emitter: Emitter, result: fx.Node, original: fx.Node) -> fx.Node:
     """A copy that lies as the original does: dense, its dimensions in the same order of strides."""
-    strides = [dim(s) for s in emitter.anchor.meta["val"].stride()]
+    strides = [dim(s) for s in original.meta["val"].stride()]
     order = list(range(len(strides)))
     for p in range(len(order)):  # selection sort: symbolic strides compare by divisibility
         first = next(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -21,14 +21,26 @@ Group = tuple[str, ...]
 """Axes that make up one dimension, outermost first."""
 
 
-class Emitter:
-    """Adds nodes to a graph before `anchor`, each with its fake value; `undo` takes them out again."""
+Make = Callable[["Emitter", ir.Node], fx.Node]
 
-    def __init__(self, converted: Converted, anchor: fx.Node) -> None:
+
+class Emitter:
+    """Adds nodes to a graph before `anchor`, each with its fake value; `undo` takes them out again.
+
+    Values that no FX node holds are made by `make`, once each, where they are among `new`.
+    """
+
+    def __init__(self, converted: Converted, anchor: fx.Node, new: Mapping[str, ir.Node], make: Make) -> None:
         self.converted = converted
         self.anchor = anchor
         self.graph = anchor.graph
         self.made: list[fx.Node] = []
+        self.layout = "bhsd"
+        """The order in which results of attentions lie."""
+        self.outputs: dict[str, dict[str, fx.Node]] = {}
+        """What the attentions emitted so far give, by name and kind, as the operator lays it out."""
+        self._new, self._make = new, make
+        self._values: dict[str, fx.Node] = {}
 
     def call(self, target: Any, *args: Any) -> fx.Node:
         """A call of an operator on nodes and numbers, its fake value and origin noted."""
@@ -46,14 +58,31 @@ class Emitter:
         for node in reversed(self.made):
             self.graph.erase_node(node)
         self.made.clear()
+        self.outputs.clear()
+        self._values.clear()
+
+    def new(self, name: str) -> ir.Attention:
+        """An attention that is emitted here."""
+        node = self._new[name]
+        if not isinstance(node, ir.Attention):
+            raise TypeError(f"{name} is no attention")
+        return node
 
     def value(self, name: str) -> fx.Node:
-        """The FX node that holds an IR value at the anchor. Raises Refused where none does any more."""
+        """The FX node that holds an IR value at the anchor. Raises Refused where none does any more, or yet."""
+        if name in self._values:
+            return self._values[name]
+        if name in self._new:
+            self._values[name] = self._make(self, self._new[name])
+            return self._values[name]
         source = self.converted.sources.get(name)
         if source is None:
             raise Refused(f"the value {name} is never computed by itself", name)
-        if source.expires is not None and source.expires < self.converted.positions[self.anchor]:
+        here = self.converted.positions[self.anchor]
+        if source.expires is not None and source.expires < here:
             raise Refused(f"{source.node.name} is changed in place before the attention's end", name)
+        if source.position >= here:
+            raise Refused(f"the attention weights are used before {source.node.name} is computed", name)
         return source.node
 
     def number(self, size: Dim) -> Any:

@@ -19,84 +19,15 @@ import networkx as nx
 
 from attncc import expr as ex
 from attncc import index as ix
+from attncc.ir_node import Access as Access
+from attncc.ir_node import Node as Node
+from attncc.ir_node import fresh_axes as fresh_axes
 from attncc.spec import AttentionSpec
-from attncc.symbolic import Dim, exact_div, product
+from attncc.symbolic import Dim
 
 _NOWHERE = ix.Linear()
+_UNREAD = Access("", ())
 _NOTHING = ex.Const(0, "int64")
-
-
-@dataclass(frozen=True)
-class Access:
-    """A read of `value`: one index a dimension, linear in the axes of the reading node."""
-
-    value: str
-    index: tuple[ix.Linear, ...]
-
-    def substitute(self, at: Mapping[str, ix.Linear]) -> Access:
-        """The same read with axes replaced by indices."""
-        return Access(self.value, tuple(i.substitute(at) for i in self.index))
-
-
-@dataclass(frozen=True)
-class Node:
-    """What all nodes have: a name, the dtype of the value, the iteration space, the value's dimensions."""
-
-    name: str
-    dtype: str
-    axes: tuple[tuple[str, Dim], ...] = ()
-    """Axis names and sizes, in the order of the value's dimensions; axes that are summed over come last."""
-    dims: tuple[tuple[str, ...], ...] = ()
-    """The axes that make up each dimension of the value, outermost first."""
-
-    @cached_property
-    def sizes(self) -> Mapping[str, Dim]:
-        """Size of every axis."""
-        return dict(self.axes)
-
-    @property
-    def shape(self) -> tuple[Dim, ...]:
-        """Size of every dimension of the value."""
-        return tuple(product(self.sizes[a] for a in d) for d in self.dims)
-
-    @property
-    def reduced(self) -> tuple[str, ...]:
-        """The axes that the value no longer has."""
-        kept = {a for d in self.dims for a in d}
-        return tuple(a for a, _ in self.axes if a not in kept)
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Names of the values this node reads, in order, with repetitions."""
-        return tuple(a.value for a in self.accesses)
-
-    @property
-    def accesses(self) -> tuple[Access, ...]:
-        """The reads that go through an index map."""
-        return ()
-
-    def with_accesses(self, accesses: tuple[Access, ...]) -> Node:
-        """The same node with other accesses, in the order of `accesses`."""
-        if accesses:
-            raise TypeError(f"{type(self).__name__} reads nothing through index maps")
-        return self
-
-    def split(self, axis: str, inner: Dim) -> Node:
-        """The same value, its axis `axis` written as an outer and an inner axis of size `inner`."""
-        outer_size = exact_div(self.sizes[axis], inner)
-        if outer_size is None:
-            raise ValueError(f"axis {axis} of {self.name} does not divide into pieces of {inner}")
-        names = fresh_axes((a for a, _ in self.axes), 2)
-        at = {axis: ix.merged(names, {names[0]: outer_size, names[1]: inner})}
-        axes: list[tuple[str, Dim]] = []
-        for name, size in self.axes:
-            axes += [(names[0], outer_size), (names[1], inner)] if name == axis else [(name, size)]
-        dims = tuple(tuple(n for a in d for n in (names if a == axis else (a,))) for d in self.dims)
-        renamed = replace(self, axes=tuple(axes), dims=dims)
-        return renamed._substitute(at) if self.accesses or isinstance(self, Iota | Map) else renamed
-
-    def _substitute(self, at: Mapping[str, ix.Linear]) -> Node:
-        return self.with_accesses(tuple(a.substitute(at) for a in self.accesses))
 
 
 @dataclass(frozen=True)
@@ -104,6 +35,8 @@ class Input(Node):
     """A value from outside: an argument or attribute, or (`number`) a float that is known when the graph runs."""
 
     number: bool = False
+    parameter: bool = False
+    """Whether it is a parameter of the model rather than data."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +52,7 @@ class Iota(Node):
 
     position: ix.Linear = _NOWHERE
 
-    def _substitute(self, at: Mapping[str, ix.Linear]) -> Node:
+    def substituted(self, at: Mapping[str, ix.Linear]) -> Node:
         return replace(self, position=self.position.substitute(at))
 
 
@@ -127,7 +60,7 @@ class Iota(Node):
 class View(Node):
     """The elements of another value under an index map: reshape, permute, expand, slice, select, …"""
 
-    operand: Access = Access("", ())
+    operand: Access = _UNREAD
 
     @property
     def accesses(self) -> tuple[Access, ...]:
@@ -156,7 +89,7 @@ class Gather(Node):
         rest = iter(accesses)
         return replace(self, indices=tuple(next(rest) if isinstance(i, Access) else i for i in self.indices))
 
-    def _substitute(self, at: Mapping[str, ix.Linear]) -> Node:
+    def substituted(self, at: Mapping[str, ix.Linear]) -> Node:
         return replace(self, indices=tuple(i.substitute(at) for i in self.indices))
 
 
@@ -186,7 +119,7 @@ class Map(Node):
     def with_accesses(self, accesses: tuple[Access, ...]) -> Node:
         return replace(self, operands=accesses)
 
-    def _substitute(self, at: Mapping[str, ix.Linear]) -> Node:
+    def substituted(self, at: Mapping[str, ix.Linear]) -> Node:
         def index(node: ex.Expr) -> ex.Expr | None:
             return ix.to_expression(at[node.axis]) if isinstance(node, ex.Index) and node.axis in at else None
 
@@ -213,7 +146,7 @@ class Reduce(Node):
     """The operand's "max" or "sum" over the axes that the value does not have."""
 
     kind: str = "sum"
-    operand: Access = Access("", ())
+    operand: Access = _UNREAD
 
     @property
     def accesses(self) -> tuple[Access, ...]:
@@ -245,9 +178,9 @@ class Attention(Node):
     have to be the numbers given.
     """
 
-    q: Access = Access("", ())
-    k: Access = Access("", ())
-    v: Access = Access("", ())
+    q: Access = _UNREAD
+    k: Access = _UNREAD
+    v: Access = _UNREAD
     weight: Access | None = None
     """The matrix of a bilinear score."""
     extras: tuple[tuple[str, tuple[Dim | None, ...]], ...] = ()
@@ -272,6 +205,21 @@ class Attention(Node):
     def with_accesses(self, accesses: tuple[Access, ...]) -> Node:
         q, k, v, *weight = accesses
         return replace(self, q=q, k=k, v=v, weight=weight[0] if weight else None)
+
+
+@dataclass(frozen=True)
+class Output(Node):
+    """What an Attention gives beside its result: "max", "sum" or "weights" (see `AttentionSpec.outputs`).
+
+    Its axes are those of the Attention that the output has.
+    """
+
+    attention: str = ""
+    kind: str = "weights"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.attention,)
 
 
 @dataclass(frozen=True)
@@ -326,16 +274,3 @@ class Graph:
         from attncc.ir_text import to_text
 
         return to_text(self)
-
-
-def fresh_axes(taken: Iterable[str], count: int) -> tuple[str, ...]:
-    """Axis names that are not taken: a, b, …, z, a1, b1, …"""
-    used = set(taken)
-    names: list[str] = []
-    number = 0
-    while len(names) < count:
-        name = chr(ord("a") + number % 26) + (str(number // 26) if number >= 26 else "")
-        if name not in used:
-            names.append(name)
-        number += 1
-    return tuple(names)

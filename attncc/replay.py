@@ -189,9 +189,12 @@ def _run(nodes: Sequence[fx.Node], target: fx.Node, given: Mapping[fx.Node, Any]
 def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
     """One operator, with float64 wherever it names a floating-point dtype."""
     target: Any = node.target
-    if target is torch.ops.attncc.attention.default:
-        q, k, v, extras, scalars, integers, spec, _ = args
-        return reference.attention(AttentionSpec.from_json(spec), q, k, v, extras, scalars, integers)
+    if target in (torch.ops.attncc.attention.default, torch.ops.attncc.attention_outputs.default):
+        q, k, v, extras, scalars, integers, text, _ = args
+        spec = AttentionSpec.from_json(text)
+        given = reference.outputs(spec, q, k, v, extras, scalars, integers)
+        one = target is torch.ops.attncc.attention.default
+        return given["out"] if one else [given[kind] for kind in spec.outputs]
     return target(*args, **kwargs)
 
 

@@ -14,14 +14,15 @@ from torch import fx
 
 from attncc import ir, replay
 from attncc.convert import Converted, convert, fix_divided_sizes
-from attncc.emit import emit
+from attncc.convert.driver import storages, written
+from attncc.emit import emit, make
 from attncc.emitter import Emitter
 from attncc.locate import location
 from attncc.passes import PASSES
-from attncc.passes.fuse_attention import fuse_attention
 from attncc.passes.near_misses import near_misses
 from attncc.passes.refused import Refused
 from attncc.prune import prune
+from attncc.sites import Site, sites
 from attncc.spec import AttentionSpec
 from attncc.symbolic import Dim, product, value
 from attncc.verify import verify as verify_graph
@@ -74,7 +75,7 @@ def rewrite(aten: fx.GraphModule, *, verify: bool = True) -> tuple[fx.GraphModul
             warnings.warn(
                 f"{site.location}: {site.unsound}; the fused attention is not used", UnsoundFusion, stacklevel=2
             )
-    return aten, [found[name] for name in sorted(found, key=lambda n: order.get(n, len(order)))], history
+    return aten, [found[name] for name in sorted(found, key=lambda n: order[_held(n, order)])], history
 
 
 def _has_softmax(aten: fx.GraphModule) -> bool:
@@ -88,28 +89,30 @@ def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], Hist
     graph = converted.graph
     history: History = [("convert", str(graph))]
     verify_graph(graph)
-    before = graph
     for run in PASSES:
-        before = graph if run is fuse_attention else before
-        graph = run(graph)
-        verify_graph(graph)
-        history.append((run.__name__, str(graph)))
+        before, graph = graph, run(graph)
+        if graph.nodes != before.nodes:
+            verify_graph(graph)
+            history.append((run.__name__, str(graph)))
     found: dict[str, Found] = {}
     differentiable = _differentiable(aten)
-    for node in graph:
-        if isinstance(node, ir.Attention):
-            grad = converted.sources[node.name].node in differentiable
-            site = _fuse(aten, converted, node, graph.hints, verify)
-            site.requires_grad = grad
-            found[node.name] = site
+    for site in sites(graph, converted):
+        found |= _fuse(aten, converted, site, graph.hints, verify, differentiable)
     for name, reason in near_misses(before, graph):
-        anchor = converted.sources[name].node
-        found[name] = Found(False, *location(anchor), reason=reason)
+        held = _held(name, converted.sources)
+        found[held] = Found(False, *location(converted.sources[held].node), reason=reason)
     if any(f.fused for f in found.values()):
         prune(aten)
         aten.graph.lint()
         aten.recompile()
     return found, history
+
+
+def _held(name: str, known: Mapping[str, Any]) -> str:
+    """The value that an FX node holds, of which `name` is a part that a pass made: `matmul` for `matmul.unscaled`."""
+    while name not in known and "." in name:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def _differentiable(aten: fx.GraphModule) -> set[fx.Node]:
@@ -122,60 +125,89 @@ def _differentiable(aten: fx.GraphModule) -> set[fx.Node]:
 
 
 def _fuse(
-    aten: fx.GraphModule, converted: Converted, node: ir.Attention, hints: Mapping[str, int], verify: bool
-) -> Found:
-    """Put one Attention into the graph, if it stands the replay."""
-    anchor = converted.sources[node.name].node
-    value_ = anchor.meta["val"]
-    site = Found(True, *location(anchor), spec=node.spec, device=value_.device.type)
-    axes = dict(node.axes)
-    for name, role in {"B": "b", "H": "h", "Sq": "i", "Skv": "j"}.items():
-        size: Dim = product(axes[a] for a in dict(node.roles)[role])
-        site.sizes[name] = size if isinstance(size, int) else str(size)
-        site.size_hints[name] = value(size, hints) or 1
-    emitter = Emitter(converted, anchor)
+    aten: fx.GraphModule,
+    converted: Converted,
+    site: Site,
+    hints: Mapping[str, int],
+    verify: bool,
+    differentiable: set[fx.Node],
+) -> dict[str, Found]:
+    """Put the attentions of a site into the graph, if they stand the replay."""
+    originals = [converted.sources[name].node for name in site.roots]
+    found = {n.name: _found(n, originals[-1], hints) for n in site.attentions}
+    emitter = Emitter(converted, originals[0], site.new, make)
     try:
-        _check_modes(converted, node, anchor)
-        result = emit(emitter, node)
+        _check_modes(converted, site, originals[-1])
+        _check_unchanged(aten, originals[:-1])
+        # The result itself first: it says how the operator lays it out.
+        results = {n: emit(emitter, name, n) for name, n in reversed(list(zip(site.roots, originals, strict=True)))}
         if verify:
-            _replay(emitter, node, result, site)
+            for original, result in results.items():
+                _replay(emitter, site, original, result)
     except Refused as refused:
         emitter.undo()
-        site.fused, site.reason = False, refused.reason
-        return site
-    _require(aten, node)
-    anchor.replace_all_uses_with(result)
-    converted.sources[node.name].node = result  # what reads the output directly reads it here from now on
-    return site
+        for one in found.values():
+            one.fused, one.reason = False, refused.reason
+            one.unsound = refused.reason if isinstance(refused, Unsound) else ""
+        return found
+    for node in site.attentions:
+        _require(aten, node)
+    for name, original in zip(site.roots, originals, strict=True):
+        original.replace_all_uses_with(results[original])
+        converted.sources[name].node = results[original]  # what reads the output reads it here from now on
+    for one in found.values():
+        one.requires_grad = any(o in differentiable for o in originals)
+    return found
 
 
-def _check_modes(converted: Converted, node: ir.Attention, anchor: fx.Node) -> None:
+def _found(node: ir.Attention, original: fx.Node, hints: Mapping[str, int]) -> Found:
+    """What there is to say of an attention, for as long as it is fused."""
+    found = Found(True, *location(original), spec=node.spec, device=original.meta["val"].device.type)
+    for name, role in {"B": "b", "H": "h", "Sq": "i", "Skv": "j"}.items():
+        size: Dim = product(node.sizes[a] for a in dict(node.roles)[role])
+        found.sizes[name] = size if isinstance(size, int) else str(size)
+        found.size_hints[name] = value(size, hints) or 1
+    return found
+
+
+def _check_modes(converted: Converted, site: Site, last: fx.Node) -> None:
     """Raises Refused where gradients or autocast are switched between the score and the output."""
-    names = {name.partition(".")[0] for name in node.covers}
+    names = {name.partition(".")[0] for node in site.attentions for name in node.covers}
     start = min((p for n, p in converted.positions.items() if n.name in names), default=0)
-    if any(start < fence < converted.positions[anchor] for fence in converted.fences):
-        raise Refused("a mode of PyTorch (gradients or autocast) changes between the score and the output", node.name)
+    if any(start < fence < converted.positions[last] for fence in converted.fences):
+        raise Refused("a mode of PyTorch (gradients or autocast) changes between the score and the output")
 
 
-def _replay(emitter: Emitter, node: ir.Attention, result: fx.Node, site: Found) -> None:
+def _check_unchanged(aten: fx.GraphModule, further: list[fx.Node]) -> None:
+    """Raises Refused where further results of an attention are changed in place."""
+    own = {key for node in further for key in storages(node.meta["val"])}
+    for node in aten.graph.nodes if own else ():
+        if any(key in own for target in written(node) for key in storages(target.meta.get("val"))):
+            raise Refused("the attention weights are changed in place after the softmax")
+
+
+class Unsound(Refused):
+    """The replay saw a difference."""
+
+
+def _replay(emitter: Emitter, site: Site, original: fx.Node, result: fx.Node) -> None:
     """Raises Refused where the emitted nodes do not compute what the original does."""
-    names = dict.fromkeys(r for r in node.reads)
-    leaves = [emitter.value(name) for name in names]
-    lengths = [n for n in (site.sizes["Sq"], site.sizes["Skv"]) if isinstance(n, int)]
+    leaves = [emitter.value(name) for name in site.leaves]
+    sizes = [product(n.sizes[a] for a in dict(n.roles)[role]) for n in site.attentions for role in "ij"]
+    lengths = [n for n in sizes if isinstance(n, int)]
     try:
-        key = _signature(result, emitter.anchor, leaves)
+        key = _signature(result, original, leaves)
         if key not in _REPLAYED:
-            _REPLAYED[key] = replay.differs(result, emitter.anchor, leaves, lengths)
+            _REPLAYED[key] = replay.differs(result, original, leaves, lengths)
         problem = _REPLAYED[key]
     except replay.TooLarge as error:
-        log.debug("%s: not replayed: %s", site.location, error)
+        log.debug("%s: not replayed: %s", original.name, error)
         return
     except Exception as error:
-        log.debug("%s: replay failed", site.location, exc_info=True)
-        raise Refused(f"the replay of the site failed: {type(error).__name__}: {error}", node.name) from error
+        log.debug("%s: replay failed", original.name, exc_info=True)
+        raise Refused(f"the replay of the site failed: {type(error).__name__}: {error}") from error
     if problem is not None:
-        site.unsound = f"the replay showed {problem}"
-        raise Refused(f"the replay showed {problem}", node.name)
+        raise Unsound(f"the replay showed {problem}")
 
 
 def _signature(result: fx.Node, original: fx.Node, leaves: list[fx.Node]) -> tuple[Any, ...]:

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 
 from attncc import ir
+from attncc.passes.divide_first import divide_first
 from attncc.passes.fold_views import fold_views
 from attncc.passes.fuse_attention import fuse_attention
 from attncc.passes.hoist_scale import hoist_scale
 from attncc.passes.merge_bilinear import merge_bilinear
 from attncc.passes.product_sum import product_sum
+from attncc.passes.split_concat import split_concat
 
 PASSES: tuple[Callable[[ir.Graph], ir.Graph], ...] = (
     # Layouts become names: every node reads what was really computed.
@@ -16,6 +18,9 @@ PASSES: tuple[Callable[[ir.Graph], ir.Graph], ...] = (
     product_sum,
     hoist_scale,
     merge_bilinear,
+    # Softmaxes in one form: further columns as terms of the sum, the division before the product with V.
+    split_concat,
+    divide_first,
     # Score, softmax and weighted sum become one node.
     fuse_attention,
 )

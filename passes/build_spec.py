@@ -37,6 +37,7 @@ class SpecBuilder:
     declared: list[Extra] = field(default_factory=list)
     scalars: list[float | str] = field(default_factory=list)
     integers: list[Dim] = field(default_factory=list)
+    _converted: dict[ex.Expr, ex.Expr] = field(default_factory=dict)
 
     def convert(self, expr: ex.Expr) -> ex.Expr:
         """The expression in the leaves of a spec. Raises Refused."""
@@ -57,7 +58,9 @@ class SpecBuilder:
             case ex.Load():
                 return self._load(expr)
             case ex.Op(name, operands, dtype):
-                return self._operator(name, operands, dtype)
+                if expr not in self._converted:  # what is written once takes its arguments once
+                    self._converted[expr] = self._operator(name, operands, dtype)
+                return self._converted[expr]
         raise Refused(f"the score contains {expr}, for which a kernel has no form")
 
     def _whole_role(self, expr: ex.Expr) -> str | None:

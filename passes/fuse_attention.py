@@ -10,6 +10,7 @@ Layout, rank and grouping of heads are in the axes (`roles`), scale, bias and ma
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from attncc import expr as ex
@@ -17,12 +18,14 @@ from attncc import index as ix
 from attncc import ir
 from attncc.passes.build_spec import SpecBuilder
 from attncc.passes.operand_dtype import before_cast, common_dtype
-from attncc.passes.read import Reader
+from attncc.passes.pointwise import is_attention, match_pointwise, split_zero
+from attncc.passes.read import Reader, is_parameter
 from attncc.passes.refused import Refused
 from attncc.passes.roles import Roles, assign, axes_of
 from attncc.passes.score_product import ScoreProduct, covered, score_product
-from attncc.passes.simplify import simplify, split_mask
-from attncc.passes.softmax import Softmax, match_softmax
+from attncc.passes.simplify import ABSORBING, conjuncts, simplify, split_mask
+from attncc.passes.softmax import match_softmax
+from attncc.passes.weights import Weights
 from attncc.spec import AttentionSpec
 from attncc.symbolic import Dim, product, value
 
@@ -58,31 +61,43 @@ def fuse(graph: ir.Graph, contract: ir.Contract) -> ir.Attention:
 def _fused(graph: ir.Graph, contract: ir.Contract) -> ir.Attention:
     if len(contract.operands) != 2 or not contract.reduced:
         raise LookupError("not a weighted sum")
-    reader = Reader(graph, contract.sizes)
-    for weights, v in (contract.operands, contract.operands[::-1]):
-        softmax = match_softmax(reader, contract, weights)
-        if softmax is not None:
-            return _attention(reader, contract, softmax, weights, v)
-    raise LookupError("no operand is a softmax")
+    pairs = (contract.operands, contract.operands[::-1])
+    for access, v in pairs:
+        reader = Reader(graph, contract.sizes)
+        weights = match_softmax(reader, contract, access)
+        if weights is not None:
+            score = score_product(reader, contract, weights.x)
+            roles = assign(contract, access, score.q, score.k, v)
+            return _attention(reader, contract, weights, score, roles, v)
+    for access, v in pairs:
+        reader = Reader(graph, contract.sizes)
+        weights = None if is_parameter(graph, v) else match_pointwise(reader, contract, access)
+        if weights is None:
+            continue
+        try:
+            score = score_product(reader, contract, weights.x)
+            roles = assign(contract, access, score.q, score.k, v)
+        except Refused:  # a product of the right shape is not even nearly an attention
+            continue
+        if is_attention(graph, weights.x, score, v, roles):
+            return _attention(reader, contract, weights, score, roles, v)
+    raise LookupError("no operand is a weight of attention")
 
 
 def _attention(
-    reader: Reader, contract: ir.Contract, softmax: Softmax, weights: ir.Access, v: ir.Access
+    reader: Reader, contract: ir.Contract, weights: Weights, score: ScoreProduct, roles: Roles, v: ir.Access
 ) -> ir.Attention:
-    graph = reader.graph
-    score = score_product(reader, contract, softmax.x)
-    covers = covered(reader, contract, softmax, score.load.tensor)
-    roles = _with_fixed_group(graph, assign(contract, weights, score.q, score.k, v), score)
-    sizes = score.sizes
+    graph, sizes = reader.graph, score.sizes
+    covers = covered(reader, contract, weights, score.load.tensor)
+    roles = _with_fixed_group(graph, roles, score)
     axes_by_role = {"b": roles.b, "h": roles.h, "i": roles.i, "j": roles.j}
     (q, *dtypes), (k, *other), (v, *last) = (before_cast(graph, a, sizes) for a in (score.q, score.k, v))
     dtype = common_dtype(contract.name, [*dtypes, *other, *last])
     builder = SpecBuilder(graph, axes_by_role, sizes, "float64" if dtype == "float64" else "float32", score.load)
-    x, mask, fill = split_mask(
-        simplify(softmax.x, score.load), lambda tree: any(node == score.load for node in tree.walk())
-    )
+    x, mask, fill, empty_row = _masked(weights, score.load, contract.name)
     score_mod = builder.convert(x)
     mask = None if mask is None else builder.convert(mask)
+    sink = None if weights.sink is None else builder.convert(simplify(weights.sink, score.load))
     static: list[tuple[Dim, int]] = []
 
     def fixed(axes: tuple[str, ...], what: str) -> int:
@@ -110,7 +125,9 @@ def _attention(
         score_mod=score_mod,
         mask=mask,
         fill=fill,
-        empty_row=softmax.empty_row if mask is None or fill == -float("inf") else "zero",
+        normalizer=weights.normalizer,
+        sink=sink,
+        empty_row=empty_row,
         extras=tuple(builder.declared),
         scalars=tuple(f"s{n}" for n in range(len(builder.scalars))),
         integers=tuple(f"n{n}" for n in range(len(builder.integers))),
@@ -123,6 +140,21 @@ def _attention(
         q, k, v, weight, tuple(builder.extras), spec, all_roles,
         tuple(builder.scalars), tuple(builder.integers), tuple(static), covers,
     )  # fmt: skip
+
+
+def _masked(weights: Weights, score: ex.Load, name: str) -> tuple[ex.Expr, ex.Expr | None, float, str]:
+    """Score modification, mask, fill and what an empty row gives. Raises Refused."""
+    x = simplify(weights.x, score)
+    if weights.normalizer == "none":
+        x, mask = split_zero(x, score)
+        return x, mask, -math.inf if mask is None else 0.0, "zero"
+    x, mask, fill = split_mask(x, lambda tree: any(node == score for node in tree.walk()))
+    if weights.seen:
+        seen = {part for condition in weights.seen for part in conjuncts(simplify(condition, score))}
+        if mask is None or fill > ABSORBING or seen != set(conjuncts(mask)):
+            raise Refused("the weights are changed between the softmax and the product with V", name)
+        return x, mask, -math.inf, "zero"
+    return x, mask, fill, weights.empty_row if mask is None or fill == -math.inf else "zero"
 
 
 def _with_fixed_group(graph: ir.Graph, roles: Roles, score: ScoreProduct) -> Roles:

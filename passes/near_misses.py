@@ -34,13 +34,11 @@ def near_misses(before: ir.Graph, after: ir.Graph) -> Iterator[tuple[str, str]]:
 
 
 def _activation(graph: ir.Graph, node: ir.Node) -> str | None:
-    """The reason to give for a Map that makes weights (the numerator of a softmax, a sigmoid); None for others."""
+    """The reason to give for a Map that makes weights, the numerator of a softmax; None for others."""
     if not isinstance(node, ir.Map) or not isinstance(node.body, ex.Op):
         return None
     if node.body.name == "exp" and any(isinstance(u, ir.Reduce) and u.kind == "sum" for u in graph.users(node.name)):
         return "the weights are changed between the softmax and the product with V"
-    if node.body.name == "sigmoid":
-        return "sigmoid attention is not fused yet: only softmax is"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Reading a value at an index as one expression: what an element *is*, through Maps, Views, Iotas and Gathers.
+"""Reading a value at an index as one expression: what an element *is*, through Maps, Views, Iotas, Gathers, Concats.
 
 Leaves are `Load(value, index)` of values that have to exist: inputs, products, reductions and what is opaque. A Map
 that is a tensor of its own rather than a part of the score (floating point, of data only, no larger than what it
@@ -48,6 +48,11 @@ class Reader:
                 return self._map(node, bound)
             case ir.Gather():
                 return self._gather(node, bound) or self._leaf(access, node)
+            case ir.Concat():
+                part = part_read(access, node, self.graph, self.sizes)
+                if part is not None:
+                    self.through.add(node.name)
+                    return self.read(part)
         return self._leaf(access, node)
 
     def _map(self, node: ir.Map, bound: Mapping[str, ix.Linear]) -> ex.Expr:
@@ -87,27 +92,49 @@ class Reader:
         return self._kept[node.name]
 
 
+def part_read(access: ir.Access, node: ir.Concat, graph: ir.Graph, sizes: Mapping[str, Dim]) -> ir.Access | None:
+    """The read of the one part of a concatenation in which all of `access` lies; None where it meets several."""
+    index = access.index[node.dim]
+    reach = ix.bounds(index, sizes)
+    start: Dim = 0
+    for part in node.parts:
+        end = reduce(start + graph.nodes[part].shape[node.dim])
+        if reach is not None and at_least(reach[0], start) and at_least(reduce(end - 1), reach[1]):
+            inside = ix.total([index], reduce(-start))
+            return ir.Access(part, (*access.index[: node.dim], inside, *access.index[node.dim + 1 :]))
+        start = end
+    return None
+
+
+def is_parameter(graph: ir.Graph, access: ir.Access) -> bool:
+    """Whether a value is a parameter of the model as it is."""
+    node = graph.nodes[access.value]
+    while isinstance(node, ir.View):
+        node = graph.nodes[node.operand.value]
+    return isinstance(node, ir.Input) and node.parameter
+
+
 def _is_data(node: ir.Map, graph: ir.Graph) -> bool:
     """Whether a Map only reworks tensors as large as itself, with more than a cast, a number or a selection."""
     if isinstance(node.body, ex.Arg | ex.Const) or (
         isinstance(node.body, ex.Op) and node.body.name in ("cast", "where")
     ):
         return False
-    largest, stack, seen = 0, [node], {node.name}
+    largest, seen = 0, {node.name}
+    stack: list[ir.Node] = [node]
     while stack:
         current = stack.pop()
-        if any(isinstance(leaf, ex.Index) for leaf in current.body.walk()):
+        if isinstance(current, ir.Map) and any(isinstance(leaf, ex.Index) for leaf in current.body.walk()):
             return False
         for name in current.reads:
             read = graph.nodes[name]
-            while isinstance(read, ir.View):
-                read = graph.nodes[read.operand.value]
             if isinstance(read, ir.Contract | ir.Reduce | ir.Iota):
                 return False
-            if isinstance(read, ir.Map) and read.name not in seen:
-                seen.add(read.name)
-                stack.append(read)
-            elif not isinstance(read, ir.Map | ir.Const):
+            if isinstance(read, ir.Map | ir.View | ir.Concat):
+                if read.name not in seen:
+                    seen.add(read.name)
+                    stack.append(read)
+            elif not isinstance(read, ir.Const):
                 largest = max(largest, sum(1 for d in read.dims if d))
     return largest >= sum(1 for d in node.dims if d)
 

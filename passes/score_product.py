@@ -11,7 +11,7 @@ from attncc.passes.fold_views import bind
 from attncc.passes.read import Reader
 from attncc.passes.refused import Refused
 from attncc.passes.roles import axes_of
-from attncc.passes.softmax import Softmax
+from attncc.passes.weights import Weights
 from attncc.symbolic import Dim
 
 
@@ -83,9 +83,9 @@ def _weight(operands: list[ir.Access], summed: set[str]) -> ir.Access | None:
     return None
 
 
-def covered(reader: Reader, contract: ir.Contract, softmax: Softmax, score: str) -> tuple[str, ...]:
+def covered(reader: Reader, contract: ir.Contract, weights: Weights, score: str) -> tuple[str, ...]:
     """The nodes between score product and weighted sum. Raises Refused where anything else reads one of them."""
-    inside = {score, *reader.through, *softmax.reductions}
+    inside = {score, *reader.through, *weights.reductions}
     covered = {score}
     for name in reader.graph.nodes:
         if name in inside and any(r in covered for r in reader.graph.nodes[name].reads):

@@ -40,7 +40,7 @@ def simplify(expr: ex.Expr, score: ex.Load) -> ex.Expr:
 
     def has_score(node: ex.Expr) -> bool:
         if node not in scored:
-            scored[node] = node == names[score] or any(map(has_score, node.args))
+            scored[node] = node == names.get(score) or any(map(has_score, node.args))
         return scored[node]
 
     expr = ex.substitute(expr, names.get)
@@ -226,3 +226,10 @@ def split_mask(x: ex.Expr, has_score: Callable[[ex.Expr], bool]) -> tuple[ex.Exp
     for other in masks[1:]:
         mask = op("and", mask, other)
     return x, mask, fill if fill is not None else -math.inf
+
+
+def conjuncts(mask: ex.Expr) -> list[ex.Expr]:
+    """The conditions that a mask joins by `and`."""
+    if isinstance(mask, ex.Op) and mask.name == "and":
+        return [part for operand in mask.operands for part in conjuncts(operand)]
+    return [mask]

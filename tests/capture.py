@@ -18,17 +18,24 @@ from attncc.rewrite import Found, History, rewrite
 from attncc.spec import AttentionSpec
 from attncc.tracer import trace
 
+OPERATORS = (torch.ops.attncc.attention.default, torch.ops.attncc.attention_outputs.default)
+
 
 class OracleInterpreter(fx.Interpreter):
     """Runs a rewritten graph with every attention done by `attncc.reference`, in the layout that it promises."""
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is not torch.ops.attncc.attention.default:
+        if target not in OPERATORS:
             return super().call_function(target, args, kwargs)
-        q, k, v, extras, scalars, integers, spec, layout = args
+        q, k, v, extras, scalars, integers, text, layout = args
         assert q.ndim == k.ndim == v.ndim == 4
-        out = reference.attention(AttentionSpec.from_json(spec), q, k, v, extras, scalars, integers).to(q.dtype)
-        return out.transpose(1, 2).contiguous().transpose(1, 2) if layout == "bshd" else out.contiguous()
+        spec = AttentionSpec.from_json(text)
+        given = reference.outputs(spec, q, k, v, extras, scalars, integers)
+        compute = torch.float64 if spec.dtype == "float64" else torch.float32
+        results = [given[o].to(compute if o in ("max", "sum") else q.dtype).contiguous() for o in spec.outputs]
+        if layout == "bshd":
+            results[0] = results[0].transpose(1, 2).contiguous().transpose(1, 2)
+        return results[0] if target is OPERATORS[0] else results
 
 
 @dataclass
@@ -49,7 +56,7 @@ class Capture:
         return [f.reason for f in self.found if not f.fused]
 
     def attentions(self) -> list[fx.Node]:
-        return [n for g in self.graphs for n in g.graph.nodes if n.target is torch.ops.attncc.attention.default]
+        return [n for g in self.graphs for n in g.graph.nodes if n.target in OPERATORS]
 
 
 def capture(
@@ -58,9 +65,9 @@ def capture(
     """Compile `function` for these inputs, call it once and return everything there is to see."""
     seen = Capture()
 
-    def backend(gm: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+    def backend(gm: fx.GraphModule, _: Any) -> Callable[..., Any]:
         fakes = [n.meta["example_value"] for n in gm.graph.nodes if n.op == "placeholder"]
-        out, found, history = rewrite(trace(gm, fakes, inputs))
+        out, found, history = rewrite(trace(gm, fakes))
         seen.found += found
         seen.graphs.append(out)
         seen.histories.append(history)

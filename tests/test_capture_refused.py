@@ -98,11 +98,6 @@ def scores_used_again(q, k, v):
     return x.softmax(-1) @ v + x.sum(-1, keepdim=True)
 
 
-@refused("sigmoid", *qkv())
-def sigmoid_attention(q, k, v):
-    return torch.sigmoid(q @ k.mT * SCALE) @ v
-
-
 @refused("changed between", *qkv())
 def weights_masked_after_the_softmax(q, k, v):
     return (weights(q, k) * torch.ones(S, S).tril()) @ v

@@ -1,12 +1,13 @@
 """FX to IR: one file a family of ATen operators, each a table of small functions. `convert` is the way in."""
 
-from attncc.convert import attention, contractions, creation, pointwise, views
+from attncc.convert import activations, attention, contractions, creation, pointwise, views
 from attncc.convert.driver import Converted, Source, convert
 from attncc.convert.sizes import fix_divided_sizes, hints
 
 __all__ = [
     "Converted",
     "Source",
+    "activations",
     "attention",
     "contractions",
     "convert",

@@ -118,7 +118,8 @@ class _Driver:
             value = getattr(gm, str(node.target), None)
             if isinstance(value, torch.Tensor):
                 node.meta["val"] = value
-        return self.typed(ir.Input, node, value)
+        parameter = bool(node.meta.get("parameter")) or isinstance(value, torch.nn.Parameter)
+        return self.typed(ir.Input, node, value, parameter=parameter)
 
     def typed(self, kind: type[ir.Node], node: fx.Node, value: Any, **fields: Any) -> ir.Node:
         """A node of `kind` with the type of a fake value; what is no tensor of known dtype has dtype "none"."""

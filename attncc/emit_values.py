@@ -1,0 +1,83 @@
+"""Values that passes made around an attention, as FX nodes: pointwise arithmetic, concatenations, views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from attncc import expr as ex
+from attncc import ir
+from attncc.emitter import Emitter
+from attncc.passes.refused import Refused
+
+aten = torch.ops.aten
+
+_OPERATORS: Mapping[str, Any] = {
+    "add": aten.add.Tensor, "sub": aten.sub.Tensor, "mul": aten.mul.Tensor, "div": aten.div.Tensor,
+    "max": aten.maximum.default, "min": aten.minimum.default, "neg": aten.neg.default, "abs": aten.abs.default,
+    "exp": aten.exp.default, "log": aten.log.default, "sqrt": aten.sqrt.default,
+}  # fmt: skip
+
+
+def emit_value(emitter: Emitter, node: ir.Node) -> fx.Node:
+    """The value of a node in its own dimensions. Raises Refused for what is only ever part of a kernel."""
+    match node:
+        case ir.Map():
+            return _pointwise(emitter, node)
+        case ir.View(operand=operand):
+            return emitter.operand(operand, node.dims, node.sizes)
+        case ir.Concat(parts=parts, dim=along):
+            return emitter.call(aten.cat.default, [emitter.value(p) for p in parts], along)
+    raise Refused(f"the value {node.name} is never computed by itself", node.name)
+
+
+def _pointwise(emitter: Emitter, node: ir.Map) -> fx.Node:
+    operands = [_operand(emitter, access, node) for access in node.operands]
+
+    def visit(part: ex.Expr, args: tuple[Any, ...]) -> Any:
+        match part:
+            case ex.Arg(number):
+                return operands[number]
+            case ex.Const(value):
+                return value
+            case ex.Size(name):
+                return emitter.number(sympy.Symbol(name, integer=True, positive=True))
+            case ex.Op("cast", _, dtype):
+                wanted = getattr(torch, dtype)
+                same = not _is_tensor(args[0]) or args[0].meta["val"].dtype == wanted
+                return args[0] if same else emitter.call(aten.to.dtype, args[0], wanted)
+            case ex.Op(name) if name in _OPERATORS:
+                return _applied(emitter, name, args)
+        raise Refused(f"the value {node.name} is never computed by itself", node.name)
+
+    result: fx.Node = ex.fold(node.body, visit)
+    if not _is_tensor(result):
+        raise Refused(f"the value {node.name} is never computed by itself", node.name)
+    return result
+
+
+def _operand(emitter: Emitter, access: ir.Access, node: ir.Map) -> fx.Node:
+    value = emitter.value(access.value)
+    return emitter.operand(access, node.dims, node.sizes) if _is_tensor(value) else value
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, fx.Node) and isinstance(value.meta["val"], torch.Tensor)
+
+
+def _applied(emitter: Emitter, name: str, args: tuple[Any, ...]) -> fx.Node:
+    """An operator on tensors and numbers; torch wants a tensor first."""
+    if not _is_tensor(args[0]):
+        if name in ("add", "mul", "max", "min"):
+            args = args[::-1]
+        elif name == "sub":
+            return emitter.call(aten.rsub.Scalar, args[1], args[0])
+        elif name == "div":
+            args, name = (emitter.call(aten.reciprocal.default, args[1]), args[0]), "mul"
+    if not _is_tensor(args[0]) or (name in ("max", "min") and not _is_tensor(args[1])):
+        raise Refused(f"{name} of numbers is never computed by itself")
+    return emitter.call(_OPERATORS[name], *args)

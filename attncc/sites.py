@@ -1,0 +1,74 @@
+"""The places of a graph at which attentions are put: each with the values that are made of them and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from attncc import ir
+from attncc.convert import Converted
+
+
+@dataclass(frozen=True)
+class Site:
+    """Attentions that stand or fall together: the difference of two, or one with its weights."""
+
+    attentions: tuple[ir.Attention, ...]
+    roots: tuple[str, ...]
+    """The values made here that FX nodes hold, in the order of the program."""
+    new: Mapping[str, ir.Node]
+    """All nodes that FX nodes have to be made for."""
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """The values that are read here and made elsewhere."""
+        found: dict[str, None] = {}
+        stack, seen = list(self.roots), set(self.roots)
+        while stack:
+            for name in self.new[stack.pop()].reads:
+                if name not in self.new:
+                    found[name] = None
+                elif name not in seen:
+                    seen.add(name)
+                    stack.append(name)
+        return tuple(found)
+
+
+def sites(graph: ir.Graph, converted: Converted) -> list[Site]:
+    """Every attention of the graph in exactly one site."""
+    made = {
+        n.name: n
+        for n in graph
+        if n.name not in converted.sources
+        and n.name not in converted.graph.nodes
+        and isinstance(n, ir.Map | ir.View | ir.Concat)
+    }
+    found: list[Site] = []
+    for node in graph:
+        if not isinstance(node, ir.Attention):
+            continue
+        roots, path = _roots(node, graph, converted)
+        attentions = [node]
+        for other in [s for s in found if set(s.roots) & set(roots)]:
+            found.remove(other)
+            attentions = [*other.attentions, *attentions]
+            roots, path = {**dict.fromkeys(other.roots), **roots}, {**other.new, **path}
+        order = sorted(roots, key=lambda r: converted.positions[converted.sources[r].node])
+        found.append(Site(tuple(attentions), tuple(order), {**made, **path}))
+    return found
+
+
+def _roots(node: ir.Node, graph: ir.Graph, converted: Converted) -> tuple[dict[str, None], dict[str, ir.Node]]:
+    """The nearest values behind an attention that FX nodes hold, and what lies between."""
+    roots: dict[str, None] = {}
+    path: dict[str, ir.Node] = {}
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        path[current.name] = current
+        held = current.name in converted.sources
+        if held:
+            roots[current.name] = None
+        users = graph.users(current.name)
+        stack += [u for u in users if u.name not in path and (not held or isinstance(u, ir.Output))]
+    return roots, path
