@@ -16,6 +16,7 @@ import torch
 from torch import fx
 from torch._dynamo.utils import detect_fake_mode
 
+from attncc.expand import NotFlat
 from attncc.options import Options, disabled
 from attncc.rewrite import Found, rewrite
 from attncc.runtime import op
@@ -92,8 +93,11 @@ def _forward(gm: fx.GraphModule) -> Compiled:
 def _fuse(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> tuple[fx.GraphModule, list[Found]]:
     """The graph with its attention fused; `gm` itself where there is none."""
     try:
-        aten = trace(gm, example_values(gm, example_inputs))
+        aten = trace(gm, example_values(gm, example_inputs), example_inputs)
         fused, found, _ = rewrite(aten, verify=options.verify)
+    except NotFlat as reason:
+        log.info("a graph is left to PyTorch: %s", reason)
+        return gm, []
     except Exception as error:
         if options.strict:
             raise

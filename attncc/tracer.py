@@ -15,15 +15,19 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.amp import autocast_mode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from attncc.expand import expand
 
-def trace(gm: fx.GraphModule, fakes: Sequence[Any]) -> fx.GraphModule:
+
+def trace(gm: fx.GraphModule, fakes: Sequence[Any], example_inputs: Sequence[Any] = ()) -> fx.GraphModule:
     """The pre-dispatch ATen graph of `gm`; its nodes carry fakes (`meta["val"]`) and the user's `stack_trace`,
     its arguments whether a gradient is to reach them (`meta["requires_grad"]`) and whether they are parameters of the
     model (`meta["parameter"]`).
 
     `fakes` are the example inputs, all of one FakeTensorMode. A backend takes them from the placeholders'
-    `example_value`: the ones it is called with may belong to another mode.
+    `example_value`: the ones it is called with may belong to another mode. `example_inputs`, where given, are those:
+    values may be looked at to choose between forms of the same function.
     """
+    gm = expand(gm, example_inputs)
     mode: AbstractContextManager[Any] = nullcontext()
     for value in fakes:
         if isinstance(value, FakeTensor):

@@ -65,9 +65,9 @@ def capture(
     """Compile `function` for these inputs, call it once and return everything there is to see."""
     seen = Capture()
 
-    def backend(gm: fx.GraphModule, _: Any) -> Callable[..., Any]:
+    def backend(gm: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
         fakes = [n.meta["example_value"] for n in gm.graph.nodes if n.op == "placeholder"]
-        out, found, history = rewrite(trace(gm, fakes))
+        out, found, history = rewrite(trace(gm, fakes, inputs))
         seen.found += found
         seen.graphs.append(out)
         seen.histories.append(history)

@@ -37,7 +37,10 @@ def exp_parts(c: Context, name: str, source: ir.Node, along: int) -> tuple[ir.No
     axes, dims = space(source.shape)
     reads = (broadcast(source, dims), broadcast(top, dims))
     body = op("exp", op("sub", ex.Arg(0, source.dtype), ex.Arg(1, source.dtype)))
-    raised = c.add(ir.Map(f"{name}.exp", source.dtype, axes, dims, reads, body))
+    raised = c.once(
+        ("exp", source.name, along),
+        lambda: c.add(ir.Map(f"{name}.exp", source.dtype, axes, dims, reads, body)),
+    )
     return top, raised, reduce_over(c, f"{name}.sum", "sum", raised, [along], keep=True)
 
 
@@ -58,10 +61,33 @@ def logsumexp(c: Context, node: fx.Node) -> ir.Node:
     source = c.value(node.args[0])
     over = [int(d) % len(source.shape) for d in node.args[1]]
     keep = bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False))
-    if len(over) != 1 or not keep:
-        raise Unsupported("logsumexp over several dimensions or without keepdim")
+    if len(over) != 1:
+        raise Unsupported("logsumexp over several dimensions")
     top, _, summed = exp_parts(c, node.name, source, over[0])
+    if not keep:
+        top, summed = (without_dimension(c, f"{x.name}.flat", x, over[0]) for x in (top, summed))
     return map_node(c, node.name, result(node), [top, summed], lambda m, s: op("add", m, op("log", s)))
+
+
+def without_dimension(c: Context, name: str, source: ir.Node, along: int) -> ir.Node:
+    """`source` without its dimension `along`, which is of size 1."""
+    axes, dims = space([s for p, s in enumerate(source.shape) if p != along])
+    rest = iter(range(len(dims)))
+    index = tuple(ix.constant(0) if p == along else position(dims, next(rest)) for p in range(len(source.shape)))
+    return c.add(ir.View(name, source.dtype, axes, dims, ir.Access(source.name, index)))
+
+
+@lowers("aten._safe_softmax.default")
+def safe_softmax(c: Context, node: fx.Node) -> ir.Node:
+    """softmax, 0 in a row of nothing but -inf."""
+    tensor = result(node)
+    source = in_dtype(c, f"{node.name}.input", c.value(node.args[0]), dtype_name(tensor.dtype))
+    top, raised, summed = exp_parts(c, node.name, source, int(node.args[1]) % len(source.shape))
+
+    def body(e: ex.Expr, s: ex.Expr, m: ex.Expr) -> ex.Expr:
+        return op("where", op("eq", m, ex.Const(MINUS_INFINITY, m.dtype)), ex.Const(0.0, e.dtype), op("div", e, s))
+
+    return map_node(c, node.name, tensor, [raised, summed, top], body)
 
 
 @lowers("aten.dropout.default", "aten.feature_dropout.default", "aten.native_dropout.default")

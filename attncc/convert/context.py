@@ -41,11 +41,20 @@ class Context:
     def __init__(self, value_of: Callable[[fx.Node], ir.Node]) -> None:
         self.nodes: dict[str, ir.Node] = {}
         self.value_of = value_of
+        self._known: dict[object, str] = {}
 
     def add(self, node: ir.Node) -> ir.Node:
         """Add a node and return it."""
         self.nodes[node.name] = node
         return node
+
+    def once(self, key: object, make: Callable[[], ir.Node]) -> ir.Node:
+        """The node that `make` makes; the one made before for the same `key`, where it is still there."""
+        known = self.nodes.get(self._known.get(key, ""))
+        if known is None:
+            known = make()
+            self._known[key] = known.name
+        return known
 
     def value(self, node: Any) -> ir.Node:
         """The value of a tensor argument. Raises Unsupported for anything else."""
@@ -66,6 +75,8 @@ class Context:
         if isinstance(value, float):
             return literal(value)
         if isinstance(value, torch.SymFloat) and isinstance(argument, fx.Node):
+            if value.node.expr.is_number:  # of sizes that turned out to be fixed: 1 / sqrt(64)
+                return literal(float(value.node.expr))
             return self.value_of(argument)
         raise Unsupported(f"{argument} is not a number")
 

@@ -152,13 +152,20 @@ def in_dtype(c: Context, name: str, source: ir.Node, dtype: str) -> ir.Node:
 
 
 def reduce_over(c: Context, name: str, kind: str, source: ir.Node, along: Sequence[int], keep: bool) -> ir.Node:
-    """A Reduce of `source` over some of its dimensions."""
+    """A Reduce of `source` over some of its dimensions, or a View of the same one made before."""
     axes, dims = space(source.shape)
+    along = tuple(sorted(along))
     access = ir.Access(source.name, tuple(position(dims, p) for p in range(len(dims))))
     out = tuple(() if p in along else d for p, d in enumerate(dims) if keep or p not in along)
     kept = {a for d in out for a in d}
     ordered = (*((a, s) for a, s in axes if a in kept), *((a, s) for a, s in axes if a not in kept))
-    return c.add(ir.Reduce(name, source.dtype, ordered, out, kind, access))
+    made = c.once((kind, source.name, along), lambda: c.add(ir.Reduce(name, source.dtype, ordered, out, kind, access)))
+    if made.name == name:
+        return made
+    sizes = [() if p in along else d for p, d in enumerate(dims) if len(made.dims) == len(dims) or p not in along]
+    index = tuple(ix.axis(d[0]) if d else ix.constant(0) for d in sizes)
+    remaining = tuple((a, s) for a, s in axes if a in kept)
+    return c.add(ir.View(name, source.dtype, remaining, out, ir.Access(made.name, index)))
 
 
 @lowers("aten.max.dim")

@@ -172,8 +172,10 @@ def negation(c: Context, node: fx.Node) -> ir.Node:
         "aten.type_as.default", "aten.to.prim_dtype", "aten._to_dtype.default")  # fmt: skip
 def cast(c: Context, node: fx.Node) -> ir.Node:
     """Another dtype, or the same value."""
-    source = c.value(node.args[0])
     tensor = result(node)
+    if not isinstance(node.args[0], fx.Node):  # a number, where vmap was written out
+        return map_node(c, node.name, tensor, [c.scalar(node.args[0])], lambda x: as_dtype(x, dtype_name(tensor.dtype)))
+    source = c.value(node.args[0])
     if tensor.device != _fake(node.args[0]).device:
         raise Unsupported("a copy to another device")
     dtype = dtype_name(tensor.dtype)

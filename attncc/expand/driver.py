@@ -1,0 +1,37 @@
+"""Which nodes of Dynamo's graph are written out, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from attncc.expand.flex import expand_flex, is_flex
+from attncc.expand.regions import expand_regions, has_regions
+from attncc.expand.splice import duplicate
+
+
+def expand(gm: fx.GraphModule, example_inputs: Sequence[Any] = ()) -> fx.GraphModule:
+    """`gm` with what stands for a whole computation written out; `gm` itself where there is no such node.
+
+    `example_inputs` are the values of its arguments where they are known. Raises `regions.NotFlat`.
+    """
+    if not has_regions(gm) and not any(map(is_flex, gm.graph.nodes)):
+        return gm
+    gm = duplicate(gm)
+    known = _known(gm, example_inputs)
+    expand_regions(gm)
+    for node in list(gm.graph.nodes):
+        if is_flex(node):
+            expand_flex(gm, node, known)
+    gm.recompile()
+    return gm
+
+
+def _known(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Mapping[fx.Node, Tensor]:
+    """The arguments whose values, not only shapes, are at hand."""
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    real = (torch.Tensor, torch.nn.Parameter)
+    return {n: v for n, v in zip(placeholders, example_inputs, strict=False) if type(v) in real}
