@@ -183,6 +183,16 @@ def candidates(model: nn.Module) -> Iterator[dict[str, Any]]:
     yield from (group for group in groups if group)
 
 
+def _wake(model: nn.Module) -> None:
+    """Random numbers instead of the zeros that some weights start with: through them nothing would be seen."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.numel() and not parameter.abs().max() > 1e-6:
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("weight"):
+                nn.init.ones_(parameter)
+
+
 def build(config_class: Any, model_class: Any, implementation: str) -> tuple[nn.Module, dict[str, Any]]:
     """A small random model that runs, and inputs for it. Raises RuntimeError with the last failure where none does."""
     problem: Exception | str = "no configuration"
@@ -202,6 +212,7 @@ def build(config_class: Any, model_class: Any, implementation: str) -> tuple[nn.
         except Exception as error:
             problem = error
             continue
+        _wake(model)
         for inputs in candidates(model):
             try:
                 with torch.no_grad():

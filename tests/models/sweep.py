@@ -27,7 +27,17 @@ POPULAR = """
 bert roberta llama mistral qwen2 qwen3 gemma2 gemma3_text gpt2 t5 bart whisper vit clip_text_model
 clip_vision_model distilbert phi3 mixtral deepseek_v3 gpt_oss swin detr wav2vec2 deberta-v2 electra albert
 opt falcon bloom gpt_neox marian pegasus sam_vision_model dinov2 siglip_vision_model cohere blip_text_model
-modernbert mpnet xlnet layoutlmv3 longformer big_bird
+modernbert mpnet xlnet layoutlmv3 longformer big_bird sam2_vision_model perceiver conditional_detr rt_detr
+groupvit_text_model blip-2 mllama_vision_model deberta funnel roformer convbert luke prophetnet reformer led
+squeezebert ibert mobilebert nystromformer yoso mra longt5 udop pix2struct xlm flaubert ctrl openai-gpt gptj
+gpt_neo codegen mpt dbrx jamba zamba recurrent_gemma diffllama nemotron deepseek_v2 deepseek_v32 glm4 minimax
+llama4_text gemma3n_text qwen3_next kimi_linear longcat_flash doge beit vit_mae videomae timesformer vivit swinv2
+pvt segformer cvt levit mobilevit hiera dinov3_vit siglip2_vision_model owlvit groupvit maskformer mask2former
+oneformer grounding-dino deformable_detr dab-detr sam_mask_decoder vitdet vjepa2 wav2vec2-conformer wav2vec2-bert
+seamless_m4t_v2 sew-d wavlm hubert speech_to_text speecht5 clap_audio_model audio-spectrogram-transformer musicgen
+encodec mimi moshi bark vits fastspeech2_conformer parakeet_encoder granite_speech_encoder qwen2_5_omni_text
+qwen2_5_vl_vision qwen2_vl_text qwen3_vl_vision patchtst timesfm time_series_transformer autoformer informer
+decision_transformer tapas lxmert visual_bert vilt bridgetower_text_model flava_text_model idefics
 """
 
 
@@ -189,7 +199,7 @@ def difference(a: Any, b: Any) -> float:
             return float("inf")
         x, y = x.nan_to_num(), y.nan_to_num()
         if y.numel():
-            worst = max(worst, float((x - y).abs().max() / (1 + y.abs().max())))
+            worst = max(worst, float((x - y).abs().max() / y.abs().max().clamp(min=1e-6)))
     return worst
 
 
@@ -208,7 +218,7 @@ def table(results: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=200)
     out = Table("model", "class", "as", "softmaxes", "found", "fused", "graphs", "difference", "why not")
     reasons: dict[str, list[str]] = defaultdict(list)
     for r in results:
