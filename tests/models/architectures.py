@@ -72,7 +72,9 @@ class Architecture:
         """Its configuration."""
         import transformers
 
-        return getattr(transformers, self.cls).config_class(**self.arguments)
+        config = getattr(transformers, self.cls).config_class(**self.arguments)
+        config._experts_implementation = "eager"  # the grouped product has no float64
+        return config
 
     def inputs(self, *, left: bool = False) -> dict[str, Tensor]:
         """A batch of three, the texts in it padded on the right or on the left."""

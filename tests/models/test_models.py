@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from models.architectures import ALL, Architecture
 from models.exact import Float64
 from torch import Tensor
