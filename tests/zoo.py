@@ -105,6 +105,31 @@ def windows(sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, ...]:
     return (torch.randint(1, 40, (sizes.heads,), generator=generator),)
 
 
+def padding(sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """[B, Skv], as the tokenizer gives it: the first batch is padded on the left, the others on the right."""
+    keys = torch.arange(sizes.kv_len)
+    real = (keys < max(1, sizes.kv_len // 3)).expand(sizes.batch, -1).clone()
+    real[0] = keys >= sizes.kv_len - max(1, sizes.kv_len // 4)
+    return (real,)
+
+
+def positions(sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Where the query rows stand in a cache that is filled up to them."""
+    return (torch.arange(sizes.q_len) + max(0, sizes.kv_len // 2 - sizes.q_len),)
+
+
+def float_mask(hidden: float) -> Make:
+    """[B, 1, Sq, Skv], 0 or `hidden`, expanded over heads: a third is filled. The first row of all sees nothing."""
+
+    def make(sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, ...]:
+        mask = torch.zeros(sizes.batch, 1, sizes.q_len, sizes.kv_len)
+        mask[..., max(1, sizes.kv_len // 3) :] = hidden
+        mask[0, :, 0] = hidden
+        return (mask.expand(-1, sizes.heads, -1, -1),)
+
+    return make
+
+
 def partial_sinks(sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, ...]:
     """A sink for each row, some of them -inf."""
     sinks = torch.randn(sizes.batch, sizes.heads, sizes.q_len, generator=generator)
@@ -166,6 +191,51 @@ ATTENTIONS: dict[str, Attention] = {
             "extras": (Extra("t0", "int32", 2),),
         },
         documents,
+    ),
+    "padding": Attention(
+        {"score_mod": SCALED, "mask": load("t0", B, KEY, dtype="bool"), "extras": (Extra("t0", "bool", 2),)}, padding
+    ),
+    "static cache": Attention(
+        {
+            "score_mod": SCALED,
+            "mask": ex.op("le", KEY, load("t0", ROW, dtype="int64")),
+            "extras": (Extra("t0", "int64", 1),),
+        },
+        positions,
+    ),
+    "sliding cache, finfo.min": Attention(
+        {
+            "score_mod": SCALED,
+            "mask": ex.op(
+                "and",
+                ex.op("le", KEY, load("t0", ROW, dtype="int64")),
+                ex.op("gt", KEY, ex.op("sub", load("t0", ROW, dtype="int64"), whole(20))),
+            ),
+            "fill": torch.finfo(torch.float32).min,
+            "extras": (Extra("t0", "int64", 1),),
+        },
+        positions,
+    ),
+    "padding, causal, -1e9": Attention(
+        {
+            "score_mod": SCALED,
+            "mask": ex.op("and", CAUSAL, load("t0", B, KEY, dtype="bool")),
+            "fill": -1e9,
+            "extras": (Extra("t0", "bool", 2),),
+        },
+        padding,
+    ),
+    "float mask, -inf": Attention(
+        {"score_mod": ex.op("add", SCALED, load("t0", B, H, ROW, KEY)), "extras": (Extra("t0", "float32", 4),)},
+        float_mask(-math.inf),
+    ),
+    "float mask, finfo.min": Attention(
+        {
+            "score_mod": ex.op("add", SCALED, load("t0", B, H, ROW, KEY)),
+            "mask": CAUSAL,
+            "extras": (Extra("t0", "float32", 4),),
+        },
+        float_mask(torch.finfo(torch.float32).min),
     ),
     "blocks": Attention(
         {"score_mod": SCALED, "mask": ex.op("eq", ex.op("mod", ex.op("floordiv", KEY, whole(5)), whole(3)), whole(1))}

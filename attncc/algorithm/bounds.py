@@ -7,8 +7,9 @@ expressions for two intervals of keys:
     full   [full_lo, full_hi)  m is true for every j inside it, for every row of the range
 
 with 0 <= lo <= full_lo <= full_hi <= hi <= Skv. The expressions use Index("first") and Index("last") for the rows,
-Index b and h, sizes, scalars, and tensors that the mask reads at positions free of i and j. Both intervals are safe,
-neither is promised to be the tightest: what the analysis does not understand makes visit everything and full nothing.
+Index b and h, sizes, scalars, and tensors that the mask reads at positions free of i and j (of j, `by_row`). Both
+intervals are safe, neither is promised to be the tightest: what the analysis does not understand makes visit everything
+and full nothing.
 
 Understood are conjunctions, disjunctions, negations and `where` of: comparisons that are linear in i and j with
 coefficient ±1 (or 0) for j; conditions without i and j. Integer terms are taken not to wrap around: run-time scalars
@@ -37,14 +38,15 @@ class Bounds:
     full_hi: ex.Expr
 
 
-def key_bounds(mask: ex.Expr | None, *, loads: bool = True) -> Bounds:
+def key_bounds(mask: ex.Expr | None, *, loads: bool = True, by_row: bool = False) -> Bounds:
     """The keys that rows first … last may see, and those that all of them see (see the module's docstring).
 
     With `loads` false the bounds read no tensor: a condition on one (key lengths by batch, say) then bounds nothing.
+    With `by_row` they are those of the one row Index("i"), of which any function may then be read: `j <= position[i]`.
     """
     if mask is None:
         return Bounds(_int(0), _SKV, _int(0), _SKV)
-    known = _Analysis(loads).predicate(mask, True)
+    known = _Analysis(loads, ("j",) if by_row else ("i", "j")).predicate(mask, True)
     lo = _clamp(known.some.lo, _int(0), _SKV)
     hi = _clamp(known.some.hi, lo, _SKV)
     full_lo = _clamp(known.all.lo, lo, hi)
@@ -85,12 +87,17 @@ _UNKNOWN = _Known(_EVERYTHING, _NOTHING)
 
 
 class _Analysis:
-    def __init__(self, loads: bool) -> None:
+    def __init__(self, loads: bool, axes: tuple[str, ...]) -> None:
         self.loads = loads
+        self.axes = axes
+        """The positions that the intervals are to hold for all of."""
+
+    def varies(self, node: ex.Expr) -> bool:
+        return any(isinstance(n, ex.Index) and n.axis in self.axes for n in node.walk())
 
     def predicate(self, node: ex.Expr, positive: bool) -> _Known:
         """What is known of `node`, or of its negation. Negations are pushed down to the comparisons."""
-        if not _depends_on_rows(node):
+        if not self.varies(node):
             return self.constant(node, positive)
         match node:
             case ex.Op("not", (a,)) if a.dtype == "bool":
@@ -140,7 +147,7 @@ class _Analysis:
         """`node` as a linear form in i and j, or None."""
         if node.dtype not in ex.INTEGERS or not self.readable(node):
             return None
-        if not _depends_on_rows(node):
+        if not self.varies(node):
             return _Linear(0, 0, _widened(node))
         match node:
             case ex.Index("i"):
@@ -214,10 +221,6 @@ def _joined(a: _Interval, b: _Interval) -> _Interval:
     longer = ex.op("ge", _sub(a.hi, a.lo), _sub(b.hi, b.lo))
     lo = _choose(touch, _min(a.lo, b.lo), _choose(longer, a.lo, b.lo))
     return _Interval(lo, _choose(touch, _max(a.hi, b.hi), _choose(longer, a.hi, b.hi)))
-
-
-def _depends_on_rows(node: ex.Expr) -> bool:
-    return any(isinstance(n, ex.Index) and n.axis in ("i", "j") for n in node.walk())
 
 
 def _widened(node: ex.Expr) -> ex.Expr:

@@ -20,39 +20,62 @@ from typing import Any
 
 from attncc._tvm import IRBuilder, PrimFunc, T, tirx
 from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, tile
-from attncc.algorithm.decode_parts import Kernel, Tiling, exp, finite, open_tile
-from attncc.algorithm.decode_tile import emit_tile
+from attncc.algorithm.decode_parts import Kernel, RowState, Tiling, exp, finite
+from attncc.algorithm.decode_redo import Attempt, attempts
+from attncc.algorithm.decode_tile import emit_tile, open_tile
 from attncc.algorithm.numeric import cast
 from attncc.algorithm.signature import NAME, Signature, compute_dtype, declare, import_llvm, use_launcher
+from attncc.algorithm.visibility import safe_maximum
 from attncc.spec import AttentionSpec
 
 
 def build(spec: AttentionSpec, tiling: Tiling, llvm_text: str = "") -> PrimFunc:
     """The kernel of `spec`.
 
-    Workspaces, with n = B * G and the letters above: o [n, splits, rows, value_dim], then m, l and w [n, splits, rows].
-    `llvm_text` holds functions that a schedule's intrinsics call.
+    Workspaces, with n = B * G and the letters above: o [n, splits, rows, value_dim], then m, l and w [n, splits, rows];
+    two more [n] where the kernel may need a second attempt (`decode_redo`). `llvm_text` holds functions that a
+    schedule's intrinsics call.
     """
+    safe = safe_maximum(spec)
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(NAME)
-            signature = declare(spec, (4, 3, 3, 3))
+            signature = declare(spec, (4, 3, 3, 3) if safe is None else (4, 3, 3, 3, 1, 1))
             use_launcher(signature)
             if llvm_text:
                 import_llvm(llvm_text)
             kernel = _open_kernel(spec, tiling, signature)
-            n_tiles = signature.work.shape[0]
-            with scope("tiles"), T.serial(n_tiles) as loop:
-                IRBuilder.name("tile_loop", loop)
-                with T.sblock("tile"):
-                    number = T.axis.spatial(n_tiles, loop)
-                    IRBuilder.name("tile", number)
-                    accesses(signature.inputs, [signature.out, *signature.workspaces[:3]])
-                    emit_tile(open_tile(kernel, number))
-            with repeat("combine", T.min(kernel.splits - 1, 1)):
-                _combine(kernel)
+            if safe is None:
+                _tiles(kernel)
+            else:
+                hidden, again = signature.workspaces[4:]
+                attempts(kernel, Attempt(None, hidden, again, safe), _tiles)
         function: PrimFunc = builder.get()
     return function
+
+
+def _tiles(kernel: Kernel) -> None:
+    """All tiles in parallel, then the splits of each key head into one."""
+    signature, attempt = kernel.signature, kernel.attempt
+    n_tiles = signature.work.shape[0]
+    touched = signature.inputs, [*signature.outputs, *signature.workspaces[:3]]
+    if attempt is not None:
+        touched = (*signature.inputs, attempt.again), [*touched[1], attempt.hidden]
+    with scope("tiles"), T.serial(n_tiles) as loop:
+        IRBuilder.name("tile_loop", loop)
+        with T.sblock("tile"):
+            number = T.axis.spatial(n_tiles, loop)
+            IRBuilder.name("tile", number)
+            accesses(*touched)
+            if attempt is None:
+                emit_tile(open_tile(kernel, number))
+            else:
+                batch, kv_head = (tirx.Cast("int64", signature.work[number, column]) for column in (0, 1))
+                with repeat("tile_again", let("tile_active", attempt.active(batch * signature.sizes["G"] + kv_head))):
+                    accesses(*touched)
+                    emit_tile(open_tile(kernel, number))
+    with repeat("combine", T.min(kernel.splits - 1, 1)):
+        _combine(kernel)
 
 
 def _open_kernel(spec: AttentionSpec, tiling: Tiling, signature: Signature) -> Kernel:
@@ -61,7 +84,7 @@ def _open_kernel(spec: AttentionSpec, tiling: Tiling, signature: Signature) -> K
     scalars |= {name: signature.scalars[name] for name in spec.integers}
     rows = let("rows", signature.sizes["Sq"] * spec.group)
     row_chunks = let("row_chunks", (rows + (tiling.row_chunk - 1)) // tiling.row_chunk)
-    return Kernel(spec, tiling, signature, scalars, rows, row_chunks, signature.workspaces[0].shape[1])
+    return Kernel(spec, tiling, signature, scalars, rows, row_chunks, signature.workspaces[0].shape[1], None)
 
 
 def _combine(kernel: Kernel) -> None:
@@ -73,7 +96,8 @@ def _combine(kernel: Kernel) -> None:
         with T.sblock("combine_head"):
             at = T.axis.spatial(n, loop)
             IRBuilder.name("at", at)
-            accesses([work, *kernel.signature.workspaces[:3]], [kernel.signature.out, kernel.signature.workspaces[3]])
+            *partial, weight = kernel.signature.workspaces[:4]
+            accesses([work, *partial], [*kernel.signature.outputs, weight])
             batch, kv_head = (
                 let(name, tirx.Cast("int64", work[at * kernel.splits, column]))
                 for column, name in enumerate(("batch", "kv_head"))
@@ -84,21 +108,23 @@ def _combine(kernel: Kernel) -> None:
 
 def _combine_row(kernel: Kernel, at: Any, batch: Any, kv_head: Any, row: Any) -> None:
     dtype, splits = kernel.dtype, kernel.splits
-    partial, maximum, total, weight = kernel.signature.workspaces
+    partial, maximum, total, weight = kernel.signature.workspaces[:4]
     highest, sums = tile("highest", (1,), dtype), tile("all_total", (1,), dtype)
     output = tile("all_output", (kernel.spec.value_dim,), dtype)
-    with stage("highest", "SR", u=1, s=splits) as (u, s):
-        with T.init():
-            store(highest, [u], tirx.const(-math.inf, dtype))
-        store(highest, [u], T.max(highest[u], maximum[at, s, row]))
-    with stage("weight", "S", s=splits) as (s,):
-        store(weight, [at, s, row], exp(maximum[at, s, row] - finite(highest[0])))
-    with stage("all_total", "SR", u=1, s=splits) as (u, s):
-        with T.init():
-            store(sums, [u], kernel.zero())
-        store(sums, [u], sums[u] + weight[at, s, row] * total[at, s, row])
+    if kernel.normalizes:
+        with stage("highest", "SR", u=1, s=splits) as (u, s):
+            with T.init():
+                store(highest, [u], tirx.const(-math.inf, dtype))
+            store(highest, [u], kernel.largest(highest[u], maximum[at, s, row]))
+        with stage("weight", "S", s=splits) as (s,):
+            store(weight, [at, s, row], exp(maximum[at, s, row] - finite(highest[0])))
+        with stage("all_total", "SR", u=1, s=splits) as (u, s):
+            with T.init():
+                store(sums, [u], kernel.zero())
+            store(sums, [u], sums[u] + weight[at, s, row] * total[at, s, row])
     with stage("all_output", "SR", e=kernel.spec.value_dim, s=splits) as (e, s):
         with T.init():
             store(output, [e], kernel.zero())
-        store(output, [e], output[e] + weight[at, s, row] * partial[at, s, row, e])
-    kernel.write_row("combine", batch, kv_head, row, sums[0], lambda e: output[e])
+        part = partial[at, s, row, e]
+        store(output, [e], output[e] + (weight[at, s, row] * part if kernel.normalizes else part))
+    kernel.write_row("combine", batch, kv_head, row, RowState(highest[0], sums[0], lambda e: output[e]))

@@ -1,23 +1,106 @@
 """One tile of split-KV decode: a run of keys against the query rows of a key head's group.
 
-The keys come in blocks:
-
-    s = q k^T;  x = score_mod(s) under the mask;  m' = max(m, x);  a = exp(m - m');  p = exp(x - m')
-    l = l a + sum(p);  o = o a + p v;  m = m'
+The keys come in blocks (`decode_block`); here is what stands before and after them: where the tile is, its buffers, the
+queries, what came out.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
+from dataclasses import dataclass
 from typing import Any
 
-from attncc._tvm import Buffer, T, tirx
-from attncc.algorithm.blocks import repeat, scope, stage, store, tile
-from attncc.algorithm.decode_parts import Columns, Tile, columns, exp, finite, head_columns
-from attncc.algorithm.lower_expr import Env, lower
-from attncc.algorithm.numeric import cast
+from attncc._tvm import Buffer, T, Var, tirx
+from attncc.algorithm.blocks import let, repeat, scope, stage, store, tile
+from attncc.algorithm.decode_block import emit_block
+from attncc.algorithm.decode_parts import FRACTION_BITS, Kernel, RowState, Tiling, exp, finite
+from attncc.algorithm.decode_range import key_range
+from attncc.algorithm.decode_redo import note
+from attncc.algorithm.lower_expr import lower
+from attncc.algorithm.numeric import cast, widened
+from attncc.spec import AttentionSpec
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile under construction: where it is, and the buffers that live as long as it does."""
+
+    kernel: Kernel
+    batch: Any
+    kv_head: Any
+    split: Any
+    first: Any
+    end: Any
+    hides: Any
+    """Whether keys are left out for which there may have to be another attempt."""
+    query: Buffer
+    """[rows, head_dim]: in the compute dtype, or as the bits of bfloat16 where the dot product takes pairs"""
+    raw: Buffer
+    """[rows, keys]: s"""
+    scores: Buffer
+    """[rows, keys]: x"""
+    probabilities: Buffer
+    """[rows, keys]"""
+    output: Buffer
+    """[rows, value_dim]: the sum of p v so far"""
+    maximum: Buffer
+    """[rows]: the largest x so far"""
+    new_maximum: Buffer
+    base: Buffer
+    """[rows]: what is subtracted from x; the maximum, or 0 where that is -inf"""
+    decay: Buffer
+    """[rows]: what a block multiplies earlier sums with"""
+    total: Buffer
+    """[rows, strands]: the sum of p so far, a strand a lane"""
+    new_total: Buffer
+
+    @property
+    def spec(self) -> AttentionSpec:
+        return self.kernel.spec
+
+    def number(self, value: Any) -> Any:
+        """An element of `query` in the compute dtype."""
+        return widened(value) if self.tiling.pairs > 1 else value
+
+    @property
+    def tiling(self) -> Tiling:
+        return self.kernel.tiling
+
+    @property
+    def dtype(self) -> str:
+        return self.kernel.dtype
+
+
+def open_tile(kernel: Kernel, number: Var) -> Tile:
+    """Where tile `number` is, and its buffers."""
+    spec, tiling, dtype, signature = kernel.spec, kernel.tiling, kernel.dtype, kernel.signature
+    batch, kv_head, first, end = (
+        let(name, tirx.Cast("int64", signature.work[number, column]))
+        for column, name in enumerate(("batch", "kv_head", "first_part", "end_part"))
+    )
+    kv_len = signature.sizes["Skv"]
+    lo, hi = key_range(kernel, batch, kv_head)
+    hides = let("hides", tirx.Or(lo > 0, hi < kv_len)) if kernel.attempt is not None else None
+    if kernel.attempt is not None:
+        lo, hi = (
+            let(name, value) for name, value in zip(("from", "to"), kernel.attempt.widened(lo, hi, kv_len), strict=True)
+        )
+    first, end = (lo + (((hi - lo) * part) >> FRACTION_BITS) for part in (first, end))
+    rows, keys = kernel.padded_rows, tiling.keys
+    return Tile(
+        kernel, batch, kv_head,
+        split=let("split", number - (batch * signature.sizes["G"] + kv_head) * kernel.splits),
+        first=let("first", first),
+        end=let("end", end),
+        hides=hides,
+        query=tile("query", (rows, spec.head_dim), dtype if tiling.pairs == 1 else "uint16"),
+        raw=tile("raw", (rows, keys), dtype),
+        scores=tile("scores", (rows, keys), dtype),
+        probabilities=tile("probabilities", (rows, keys), dtype),
+        output=tile("output", (rows, spec.value_dim), dtype),
+        **{name: tile(name, (rows,), dtype) for name in ("maximum", "new_maximum", "base", "decay")},
+        **{name: tile(name, (rows, tiling.strands), dtype) for name in ("total", "new_total")},
+    )  # fmt: skip
 
 
 def emit_tile(t: Tile) -> None:
@@ -29,12 +112,7 @@ def emit_tile(t: Tile) -> None:
     keys = t.tiling.keys
     with repeat("block", (t.end - t.first + (keys - 1)) // keys) as block:
         start = t.first + block * keys
-        count = T.min(t.end - start, keys)
-        _score(t, start, count)
-        with repeat("softmax_row", t.kernel.padded_rows) as row:
-            _softmax(t, start, count, row)
-        with repeat("output_chunk", t.kernel.row_chunks) as chunk:
-            _weighted_sum(t, start, count, chunk * t.tiling.row_chunk)
+        emit_block(t, start, T.min(t.end - start, keys))
     _write(t)
 
 
@@ -60,159 +138,50 @@ def _load_query(t: Tile) -> None:
 
 
 def _start(t: Tile) -> None:
-    """Nothing seen so far."""
+    """Nothing seen so far but the sink, which counts in one of the splits: x = sink, p = 1, no value."""
     with repeat("start_row", t.kernel.padded_rows) as row:
-        with stage("start_max", "S", u=1) as (u,):
-            store(t.maximum, [row + u], tirx.const(-math.inf, t.dtype))
-        with stage("start_sum", "S", l=t.tiling.strands) as (lane,):
-            store(t.total, [row, lane], t.kernel.zero())
+        if t.kernel.normalizes:
+            with stage("start_max", "S", u=1) as (u,):
+                store(t.maximum, [row + u], _first_maximum(t, row))
+            with stage("start_sum", "S", l=t.tiling.strands) as (lane,):
+                # of the sink's maximum: 0 for -inf, NaN for NaN and infinity; in one lane of all
+                weight, zero = exp(t.maximum[row] - finite(t.maximum[row])), t.kernel.zero()
+                store(t.total, [row, lane], zero if t.spec.sink is None else T.Select(lane == 0, weight, zero))
         with stage("start_output", "S", e=t.spec.value_dim) as (column,):
             store(t.output, [row, column], t.kernel.zero())
 
 
-def _score(t: Tile, start: Any, count: Any) -> None:
-    """s = the sum over columns of element(q, k), a chunk of rows at a time.
-
-    Keys are read one or a few at a time, in the order in which they lie, so that hardware sees a stream to prefetch;
-    their strands are kept, and summed for a chunk of keys together.
-    """
-    tiling = t.tiling
-    n, r = tiling.key_chunk, tiling.row_chunk
-    parts = head_columns(t.spec.head_dim, tiling)
-    with (
-        repeat("row_chunk", t.kernel.row_chunks) as row_chunk,
-        repeat("key_chunk", (count + (n - 1)) // n) as key_chunk,
-    ):
-        first_key, first_row = key_chunk * n, row_chunk * r
-        strands = [tile(f"strands{number}", (r, n, part.width), t.dtype) for number, part in enumerate(parts)]
-        steps = (T.min(count - first_key, n) + (tiling.key_rows - 1)) // tiling.key_rows
-        with repeat("key_step", steps) as step:
-            at = step * tiling.key_rows
-            for number, part in enumerate(parts):
-                _dot(t, number, part, start, count, first_key, first_row, at, strands[number])
-        sums = [tile(f"sums{number}", (r, n), t.dtype) for number in range(len(parts))]
-        for number, part in enumerate(parts):
-            with stage(f"sum_strands.{number}", "SSR", r=r, n=n, l=part.width) as (vr, vn, vl):
-                with T.init():
-                    store(sums[number], [vr, vn], t.kernel.zero())
-                store(sums[number], [vr, vn], sums[number][vr, vn] + strands[number][vr, vn, vl])
-        with stage("keep_score", "SS", r=r, n=n) as (vr, vn):
-            score = functools.reduce(operator.add, [part[vr, vn] for part in sums])
-            store(t.raw, [first_row + vr, first_key + vn], score)
-
-
-def _dot(
-    t: Tile,
-    number: int,
-    part: Columns,
-    start: Any,
-    count: Any,
-    first_key: Any,
-    first_row: Any,
-    at: Any,
-    strands: Buffer,
-) -> None:
-    """Strand sums over some columns of a register tile: a chunk of rows, and the keys from `at` of the chunk on."""
-    n, r, k = t.tiling.key_rows, t.tiling.row_chunk, t.kernel.signature.k
-    shape = {"r": r, "n": n, "l": part.width}
-    with scope(f"score_part.{number}"):
-        sums = tile(f"dots{number}", tuple(shape.values()), t.dtype)
-        pair = {"p": part.pairs} if part.pairs > 1 else {}
-        with stage(f"dot.{number}", "SSSR" + "R" * len(pair), **shape, d=part.sets, **pair) as axes:
-            vr, vn, vl, vd = axes[:4]
-            with T.init():
-                store(sums, [vr, vn, vl], t.kernel.zero())
-            column = part.start + (vd * part.width + vl) * part.pairs + sum(axes[4:])
-            key = start + T.min(first_key + at + vn, count - 1)
-            value = cast(t.dtype, k[t.batch, t.kv_head, key, column])
-            elements = {"q": t.number(t.query[first_row + vr, column]), "k": value}
-            term = lower(t.spec.element, Env(t.dtype, scalar=t.kernel.scalars, element=elements))
-            store(sums, [vr, vn, vl], sums[vr, vn, vl] + term)
-        with stage(f"keep_strands.{number}", "SSS", **shape) as (vr, vn, vl):
-            store(strands, [vr, at + vn, vl], sums[vr, vn, vl])
-
-
-def _softmax(t: Tile, start: Any, count: Any, row: Any) -> None:
-    """x, the new maximum, p and the new sum of a row."""
-    width = t.tiling.strands
-    sets = (count + (width - 1)) // width
-    top = tile("top", (width,), t.dtype)
-    with scope("modify_scores"):
-        with stage("modify", "SS", v=sets, l=width) as (v, lane):
-            at = v * width + lane
-            x = _modified(t, row, start + T.min(at, count - 1), t.raw[row, at])
-            store(t.scores, [row, at], T.Select(at < count, x, tirx.const(-math.inf, t.dtype)))
-        with stage("lane_max", "SR", l=width, v=sets) as (lane, v):
-            with T.init():
-                store(top, [lane], tirx.const(-math.inf, t.dtype))
-            # a NaN score may be lost here: it makes its probability NaN, and with it the whole row
-            store(top, [lane], T.max(top[lane], t.scores[row, v * width + lane]))
-    with scope("online_max"):
-        with stage("row_max", "SR", u=1, l=width) as (u, lane):
-            with T.init():
-                store(t.new_maximum, [row + u], t.maximum[row + u])
-            store(t.new_maximum, [row + u], T.max(t.new_maximum[row + u], top[lane]))
-        with stage("base", "S", u=1) as (u,):
-            store(t.base, [row + u], finite(t.new_maximum[row + u]))
-        with stage("decay", "S", u=1) as (u,):
-            store(t.decay, [row + u], exp(t.maximum[row + u] - t.base[row + u]))
-    with scope("commit_max"), stage("keep_max", "S", u=1) as (u,):
-        store(t.maximum, [row + u], t.new_maximum[row + u])
-    with scope("weigh"):
-        with stage("exp", "SS", v=sets, l=width) as (v, lane):
-            at = v * width + lane
-            store(t.probabilities, [row, at], exp(t.scores[row, at] - t.base[row]))
-        with stage("lane_sum", "SR", l=width, v=sets) as (lane, v):
-            with T.init():
-                store(t.new_total, [row, lane], t.total[row, lane] * t.decay[row])
-            store(t.new_total, [row, lane], t.new_total[row, lane] + t.probabilities[row, v * width + lane])
-    with scope("commit_sum"), stage("keep_sum", "S", l=width) as (lane,):
-        store(t.total, [row, lane], t.new_total[row, lane])
-
-
-def _modified(t: Tile, row: Any, key: Any, score: Any) -> Any:
-    """score_mod under the mask."""
-    spec = t.spec
+def _first_maximum(t: Tile, row: Any) -> Any:
+    nothing = tirx.const(-math.inf, t.dtype)
+    if t.spec.sink is None:
+        return nothing
     head, query = t.kernel.place(t.kv_head, row)
-    index = {"b": t.batch, "h": head, "i": query, "j": key}
-    env = Env(t.dtype, index, t.kernel.signature.sizes, t.kernel.scalars, t.kernel.signature.extras, score)
-    x = lower(spec.score_mod, env)
-    return x if spec.mask is None else T.Select(lower(spec.mask, env), x, tirx.const(spec.fill, t.dtype))
-
-
-def _weighted_sum(t: Tile, start: Any, count: Any, first_row: Any) -> None:
-    """o = o a + p v for a chunk of rows, a register tile of columns at a time."""
-    rows, v = t.tiling.row_chunk, t.kernel.signature.v
-    for number, part in enumerate(columns(t.spec.value_dim, t.tiling.strands, t.tiling.column_sets)):
-        with scope(f"weighted_sum.{number}"):
-            sums = tile(f"pv{number}", (rows, part.sets, part.width), t.dtype)
-            shape = {"r": rows, "c": part.sets, "l": part.width}
-            with stage(f"pv.{number}", "SSSR", **shape, n=count) as (vr, vc, vl, vn):
-                column, row = part.start + vc * part.width + vl, first_row + vr
-                with T.init():
-                    store(sums, [vr, vc, vl], t.output[row, column] * t.decay[row])
-                value = cast(t.dtype, v[t.batch, t.kv_head, start + vn, column])
-                store(sums, [vr, vc, vl], sums[vr, vc, vl] + t.probabilities[row, vn] * value)
-            with stage(f"keep_output.{number}", "SSS", **shape) as (vr, vc, vl):
-                store(t.output, [first_row + vr, part.start + vc * part.width + vl], sums[vr, vc, vl])
+    sink = cast(t.dtype, lower(t.spec.sink, t.kernel.env(b=t.batch, h=head, i=query)))
+    return T.Select(t.split == 0, sink, nothing)
 
 
 def _write(t: Tile) -> None:
-    """Partial results to the workspaces; with one split, rows to `out`."""
+    """Partial results to the workspaces; with one split, rows to the outputs."""
     kernel = t.kernel
-    place = [t.batch * kernel.signature.sizes["G"] + t.kv_head, t.split]
-    output, maximum, total, _ = kernel.signature.workspaces
-    sums = tile("row_total", (t.kernel.rows,), t.dtype)
-    with repeat("total_row", kernel.rows) as row, stage("row_total", "SR", u=1, l=t.tiling.strands) as (u, lane):
-        with T.init():
-            store(sums, [row + u], kernel.zero())
-        store(sums, [row + u], sums[row + u] + t.total[row, lane])
+    at = t.batch * kernel.signature.sizes["G"] + t.kv_head
+    output, maximum, total = kernel.signature.workspaces[:3]
+    sums = tile("row_total", (kernel.rows,), t.dtype)
+    if kernel.normalizes:
+        with repeat("total_row", kernel.rows) as row, stage("row_total", "SR", u=1, l=t.tiling.strands) as (u, lane):
+            with T.init():
+                store(sums, [row + u], kernel.zero())
+            store(sums, [row + u], sums[row + u] + t.total[row, lane])
     with repeat("final_row", T.Select(kernel.splits == 1, kernel.rows, T.int64(0))) as row:
-        kernel.write_row("final", t.batch, t.kv_head, row, sums[row], lambda e: t.output[row, e])
+        state = RowState(t.maximum[row], sums[row], lambda e: t.output[row, e])
+        kernel.write_row("final", t.batch, t.kv_head, row, state)
     with repeat("partial_row", T.Select(kernel.splits == 1, T.int64(0), kernel.rows)) as row:
-        with stage("partial_max", "S", u=1) as (u,):
-            store(maximum, [*place, row + u], t.maximum[row + u])
-        with stage("partial_sum", "S", u=1) as (u,):
-            store(total, [*place, row + u], sums[row + u])
+        if kernel.normalizes:
+            with stage("partial_max", "S", u=1) as (u,):
+                store(maximum, [at, t.split, row + u], t.maximum[row + u])
+            with stage("partial_sum", "S", u=1) as (u,):
+                store(total, [at, t.split, row + u], sums[row + u])
         with stage("partial_output", "S", e=t.spec.value_dim) as (column,):
-            store(output, [*place, row, column], t.output[row, column])
+            store(output, [at, t.split, row, column], t.output[row, column])
+    if kernel.attempt is not None:
+        with scope("note"):
+            note(kernel, kernel.attempt, at, t.split, t.maximum, t.hides)

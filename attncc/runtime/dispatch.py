@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from attncc import expr as ex
 from attncc.options import disabled
 from attncc.runtime import build, check, launcher
 from attncc.runtime.bounded import Bounded
@@ -109,10 +108,7 @@ def _kernel_plan(spec: AttentionSpec, q: Tensor, k: Tensor, layout: str) -> Plan
 
     batch, heads, q_len, _ = q.shape
     problem = schedules.Problem(batch, heads, q_len, k.shape[2], _threads(spec, q, k))
-    # Until every family knows them: what a kernel would leave out runs as PyTorch.
-    later = spec.sink is not None or spec.normalizer != "softmax" or len(spec.outputs) > 1
-    later |= any(isinstance(node, ex.Load) for node in spec.element.walk())
-    kernel = None if disabled() or later else _kernel(spec, problem, host_target())
+    kernel = None if disabled() else _kernel(spec, problem, host_target())
     return EagerPlan(spec, layout) if kernel is None else KernelPlan(kernel, problem, layout)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from attncc.algorithm.visibility import safe_maximum
 from attncc.schedules.family import Decisions, Declined, Family, Launch, Problem
 from attncc.spec import DOT, AttentionSpec
 from attncc.target import Target
@@ -40,6 +41,8 @@ class Decode(Family):
             return Declined(f"{self.name} is for CPUs, not for {target.kind}")
         if spec.dtype == "float16" and target.arch == "x86_64" and "f16c" not in target.features:
             return Declined(f"{self.name} reads float16 with f16c, which {target.mcpu} lacks")
+        if "weights" in spec.outputs:
+            return Declined(f"{self.name} holds a block of weights at a time, and does not give them all")
         return None
 
     def suits(self, spec: AttentionSpec, problem: Problem) -> bool:
@@ -82,9 +85,11 @@ class Decode(Family):
         n, rows = problem.batch * problem.heads // spec.group, problem.q_len * spec.group
         splits = best_splits(n, problem.kv_len, problem.threads)
         work = work_table(problem.batch, problem.heads // spec.group, splits)
-        if splits == 1:
-            return Launch(work, ((1, 1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1)))
-        return Launch(work, ((n, splits, rows, spec.value_dim), *[(n, splits, rows)] * 3))
+        single: tuple[tuple[int, ...], ...] = ((1, 1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+        several = ((n, splits, rows, spec.value_dim), *[(n, splits, rows)] * 3)
+        if safe_maximum(spec) is None:
+            return Launch(work, single if splits == 1 else several)
+        return Launch(work, (*several, (n,), (n,)))
 
     def _pairs(self, spec: AttentionSpec, target: Target) -> bool:
         """Whether q k^T is one instruction a vector, from bfloat16 as it lies in memory."""

@@ -17,6 +17,7 @@ from typing import Any
 from attncc._tvm import Schedule
 from attncc.algorithm.decode_parts import Columns, Tiling, columns, head_columns
 from attncc.algorithm.signature import compute_dtype
+from attncc.algorithm.visibility import visible
 from attncc.schedules.cpu import dot_pairs, row_sums
 from attncc.spec import AttentionSpec
 
@@ -50,11 +51,15 @@ class DecodeSchedule:
             self.dot(number, part)
         for number, _ in enumerate(columns(self.spec.value_dim, self.tiling.strands, self.tiling.column_sets)):
             self.weighted_sum(number)
-        for name in ("start_sum", "keep_sum", "modify", "exp"):
-            self.sch.vectorize(self.loops(name)[-1])
         self.unroll_all(self.loops("keep_score")[-2:])
-        for name in ("lane_max", "lane_sum"):
-            self.lane_reduction(name)
+        self.sch.vectorize(self.loops("modify")[-1])
+        if self.spec.normalizer == "softmax":
+            for name in ("start_sum", "keep_sum", "exp"):
+                self.sch.vectorize(self.loops(name)[-1])
+            for name in ("lane_max", "lane_sum"):
+                self.lane_reduction(name)
+        if visible(self.spec) is not None:
+            self.seek()
         self.combine()
         for name in ("load_q", "start_output", "partial_output", "write.final", "write.combine"):
             if name != "load_q" or self.spec.bilinear is None:
@@ -95,6 +100,15 @@ class DecodeSchedule:
         sch.reorder(n, r, c, lane)
         self.register_tile(block, n, [r, c, lane])
         self.unroll_all(self.loops(keep)[-3:])
+
+    def seek(self) -> None:
+        """The search for visible keys: both ends from one evaluation of the condition, a vector of keys at a time."""
+        block = self.sch.get_sblock("seek")
+        end, row, n = self.loops(block)[-3:]
+        self.sch.reorder(row, n, end)
+        self.sch.unroll(end)
+        start = self.sch.decompose_reduction(block, row)
+        self.sch.unroll(self.loops(start)[-1])
 
     def combine(self) -> None:
         """The splits of a row one after the other, each in vectors."""

@@ -11,17 +11,25 @@ from kernel_harness import Case, check, compile_module, run
 
 from attncc.schedules.cpu.decode import Decode, best_splits
 from attncc.schedules.family import Problem
+from attncc.spec import AttentionSpec, Extra
 from attncc.target import Target, detect, parse
 
 FAMILY = Decode()
 SHORT_BLOCKS = {"keys": 64}
 """Several blocks of keys also where the oracle can follow."""
+WEIGHTS = [name for name, kind in zoo.ATTENTIONS.items() if "weights" in kind.fields.get("outputs", ())]
 
 
-@pytest.mark.parametrize("name", zoo.ATTENTIONS)
+@pytest.mark.parametrize("name", [name for name in zoo.ATTENTIONS if name not in WEIGHTS])
 def test_kinds(name: str) -> None:
     """Every kind of attention, with grouped heads, several rows and more than one key block."""
     check(FAMILY, zoo.case(name, "float32", (2, 2, 3, 150), group=2, decisions=SHORT_BLOCKS))
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_all_weights_are_for_others(name: str) -> None:
+    declined = FAMILY.declines(zoo.case(name, "float32", (1, 1, 1, 8)).spec, detect())
+    assert declined is not None and "weights" in declined.reason
 
 
 @pytest.mark.parametrize("name", ["plain", "bias", "bilinear", "additive", "strict causal, finfo.min"])
@@ -97,6 +105,66 @@ def test_hidden_keys_are_not_read() -> None:
     case.k[:, :, :1900] = float("nan")
     case.v[:, :, :1900] = float("nan")
     assert torch.equal(run(FAMILY, case), clean)
+
+
+DATA = ["padding", "static cache", "sliding cache, finfo.min", "float mask, -inf", "float mask, finfo.min"]
+
+
+@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("threads", [1, 5])
+def test_keys_that_data_hide_are_not_read(name: str, threads: int) -> None:
+    """Nor under a finite fill, where every row sees a larger x: what would be read and weigh nothing is NaN here."""
+    case = zoo.case(name, "float32", (2, 2, 3, 700), group=2, decisions=SHORT_BLOCKS, threads=threads)
+    if name.startswith("float"):
+        case.extras = (case.extras[0][:, :, 1:2].expand(-1, -1, 3, -1),)  # no row that sees nothing
+    clean = check(FAMILY, case)
+    rows, keys = torch.arange(3)[:, None], torch.arange(700)
+    seen = {
+        "padding": lambda: case.extras[0].any(0),
+        "static cache": lambda: (keys <= case.extras[0][:, None]).any(0),
+        "sliding cache, finfo.min": lambda: ((keys <= case.extras[0][rows]) & (keys > case.extras[0][rows] - 20)).any(
+            0
+        ),
+    }.get(name, lambda: case.extras[0][0, 0, 1] == 0)()
+    if name == "padding":  # each batch its own
+        case.k[0, :, : 700 - 175] = case.v[1, :, 233:] = float("nan")
+    else:
+        case.k[:, :, ~seen] = case.v[:, :, ~seen] = float("nan")
+    assert torch.equal(run(FAMILY, case), clean)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [("causal, finite fill", -1e5), ("sliding cache, finfo.min", 1.0), ("padding, causal, -1e9", 1e8)],
+)
+def test_a_finite_fill_counts_where_a_row_sees_nothing_larger(name: str, factor: float, threads: int) -> None:
+    """Scores below the fill, and rows without a visible key: those heads, and only those, are computed again."""
+    case = zoo.case(name, "float32", (2, 2, 3, 400), group=2, decisions=SHORT_BLOCKS, threads=threads)
+    check(FAMILY, case)
+    if name.startswith("sliding"):
+        case.extras[0][1] = -1  # sees nothing
+    else:
+        case.q.abs_()
+        case.k.abs_()
+        case.q[1] *= factor if factor < 0 else -factor
+        case.q[1, :, :, 1:] = case.k[1, :, :, 1:] = 0  # one term: no rounding that two orders of addition disagree on
+        case.k[1, :, 7, 0] *= 4
+    check(FAMILY, case)
+
+
+def test_a_cache_as_long_as_memory_has_it_costs_what_is_filled() -> None:
+    """Positions read from a tensor of one element, of no dimension, and by batch: bounds, not a search."""
+    from attncc import expr as ex
+    from attncc.algorithm.visibility import row_bounds, visible
+
+    for index in ((), (ex.Const(0, "int64"),), (ex.Index("b"),), (ex.Index("i"),), (ex.Index("b"), ex.Index("i"))):
+        read = ex.Load("t0", index, "int64")
+        spec = AttentionSpec(
+            "float32", 8, 8, mask=ex.op("le", zoo.KEY, read), extras=(Extra("t0", "int64", len(index)),)
+        )
+        assert visible(spec) is None
+        assert (row_bounds(spec) is not None) == (ex.Index("i") in index)
 
 
 def test_splits_agree() -> None:
