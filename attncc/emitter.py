@@ -109,10 +109,10 @@ class Emitter:
 
     def _existing(self, size: sympy.Expr) -> fx.Node | None:
         """A node before the anchor that is the size, or a dimension of an input that has it."""
-        node, along = self.converted.sizes.get(size, (None, None))
-        if node is None or self.converted.positions[node] >= self.converted.positions[self.anchor]:
-            return None
-        return node if along is None else self.call(aten.sym_size.int, node, along)
+        for node, along in self.converted.sizes.get(size, ()):
+            if self.converted.positions[node] < self.converted.positions[self.anchor]:
+                return node if along is None else self.call(aten.sym_size.int, node, along)
+        return None
 
     def operand(
         self, access: ir.Access, groups: Sequence[Group], sizes: Mapping[str, Dim], dtype: str | None = None

@@ -188,8 +188,10 @@ def _run(nodes: Sequence[fx.Node], target: fx.Node, given: Mapping[fx.Node, Any]
 
 
 def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """One operator, with float64 wherever it names a floating-point dtype."""
+    """One operator, with float64 wherever it names a floating-point dtype or makes one by default."""
     target: Any = node.target
+    if kwargs.get("dtype") is None and _makes_floats(node):
+        kwargs = {**kwargs, "dtype": torch.float64}
     if target in (torch.ops.attncc.attention.default, torch.ops.attncc.attention_outputs.default):
         q, k, v, extras, scalars, integers, text, _ = args
         spec = AttentionSpec.from_json(text)
@@ -197,6 +199,14 @@ def _call(node: fx.Node, args: Any, kwargs: Any) -> Any:
         one = target is torch.ops.attncc.attention.default
         return given["out"] if one else [given[kind] for kind in spec.outputs]
     return target(*args, **kwargs)
+
+
+def _makes_floats(node: fx.Node) -> bool:
+    """Whether an operator makes a floating-point tensor out of nothing, such as `empty`."""
+    fake, schema = node.meta.get("val"), getattr(node.target, "_schema", None)
+    given = any(isinstance(n.meta.get("val"), Tensor) for n in node.all_input_nodes)
+    floats = isinstance(fake, Tensor) and fake.is_floating_point() and not given
+    return floats and schema is not None and any(a.name == "dtype" for a in schema.arguments)
 
 
 def _small(sizes: Sizes, argument: Any) -> Any:

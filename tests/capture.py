@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,15 @@ from torch import Tensor, fx
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from attncc import reference
 from attncc.rewrite import Found, History, rewrite
 from attncc.spec import AttentionSpec
 from attncc.tracer import trace
+
+OPERATORS = (torch.ops.attncc.attention.default, torch.ops.attncc.attention_outputs.default)
+
 
 OPERATORS = (torch.ops.attncc.attention.default, torch.ops.attncc.attention_outputs.default)
 
@@ -44,6 +47,8 @@ class Capture:
 
     result: Any = None
     found: list[Found] = field(default_factory=list)
+    again: Any = None
+    """The result for other inputs, where asked for."""
     graphs: list[fx.GraphModule] = field(default_factory=list)
     histories: list[History] = field(default_factory=list)
 
@@ -60,9 +65,15 @@ class Capture:
 
 
 def capture(
-    function: Callable[..., Any], args: Sequence[Any], *, dynamic: bool = False, grad: bool = False, **kwargs: Any
+    function: Callable[..., Any],
+    args: Sequence[Any],
+    *,
+    again: Sequence[Any] | None = None,
+    dynamic: bool = False,
+    grad: bool = False,
+    **kwargs: Any,
 ) -> Capture:
-    """Compile `function` for these inputs, call it once and return everything there is to see."""
+    """Compile `function` for these inputs, call it (and with `again`, once more) and return everything to be seen."""
     seen = Capture()
 
     def backend(gm: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
@@ -75,18 +86,43 @@ def capture(
 
     torch._dynamo.reset()
     with torch.set_grad_enabled(grad):
-        seen.result = torch.compile(function, backend=backend, dynamic=dynamic)(*args, **kwargs)
+        compiled = torch.compile(function, backend=backend, dynamic=dynamic)
+        seen.result = compiled(*args, **kwargs)
+        if again is not None:
+            seen.again = compiled(*again, **kwargs)
     return seen
 
 
-def capture_directly(function: Callable[..., Any], args: Sequence[Tensor], *, dynamic: bool = False) -> Capture:
-    """As `capture`, without Dynamo: several times faster, for tests that go through many programs."""
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    fakes = [mode.from_tensor(a, static_shapes=not dynamic, source=ConstantSource(f"x{n}")) for n, a in enumerate(args)]
-    with torch.no_grad(), mode:
-        gm = make_fx(function, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
-    out, found, history = rewrite(gm)
-    return Capture(OracleInterpreter(out).run(*args), found, [out], [history])
+def capture_directly(
+    function: Callable[..., Any],
+    args: Sequence[Tensor],
+    *,
+    again: Sequence[Tensor] | None = None,
+    dynamic: bool | Collection[int] = False,
+) -> Capture:
+    """As `capture`, without Dynamo: several times faster, for tests that go through many programs.
+
+    `dynamic` says which sizes are symbols: all, none, or those of these numbers.
+    """
+
+    def symbols(tensor: Tensor) -> StatelessSymbolicContext[Any, Any]:
+        chosen = tensor.shape if dynamic is True else dynamic or ()
+        kinds = [DimDynamic.DUCK if size in chosen else DimDynamic.STATIC for size in tensor.shape]
+        return StatelessSymbolicContext(dynamic_sizes=kinds)
+
+    # The cache of fake results costs more than it saves where every program is traced once.
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+        fakes = [
+            mode.from_tensor(a, symbolic_context=symbols(a), source=ConstantSource(f"x{n}")) for n, a in enumerate(args)
+        ]
+        with torch.no_grad(), mode:
+            gm = make_fx(function, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+        out, found, history = rewrite(gm)
+    seen = Capture(OracleInterpreter(out).run(*args), found, graphs=[out], histories=[history])
+    if again is not None:
+        seen.again = OracleInterpreter(out).run(*again)
+    return seen
 
 
 def assert_same(actual: Any, expected: Any, *, tolerance: float = 1e-5) -> None:

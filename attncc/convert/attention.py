@@ -44,7 +44,7 @@ def exp_parts(c: Context, name: str, source: ir.Node, along: int) -> tuple[ir.No
     return top, raised, reduce_over(c, f"{name}.sum", "sum", raised, [along], keep=True)
 
 
-@lowers("aten.softmax.int", "aten._softmax.default", "aten.special_softmax.int")
+@lowers("aten.softmax.int", "aten._softmax.default", "aten.special_softmax.default")
 def softmax(c: Context, node: fx.Node) -> ir.Node:
     """exp(x - max) / sum."""
     source = c.value(node.args[0])

@@ -72,6 +72,18 @@ def linear(c: Context, node: fx.Node) -> ir.Node:
     return map_node(c, node.name, result(node), [product, c.value(bias)], lambda p, b: ex.op("add", p, b))
 
 
+@lowers("aten.inner.default")
+def inner(c: Context, node: fx.Node) -> ir.Node:
+    """The sum over the last dimension of both, for all pairs of rows."""
+    a, b = c.value(node.args[0]), c.value(node.args[1])
+    left, right = ([f"{side}{n}" for n in range(len(x.shape) - 1)] for side, x in (("a", a), ("b", b)))
+    if not a.shape or not b.shape:
+        raise Unsupported("inner of a tensor without dimensions")
+    return contract(
+        c, node.name, [(a, [*left, "k"]), (b, [*right, "k"])], [*left, *right], dtype_name(result(node).dtype)
+    )
+
+
 @lowers("aten.addmm.default", "aten.baddbmm.default", "aten.addbmm.default")
 def product_plus(c: Context, node: fx.Node) -> ir.Node:
     """beta * input + alpha * (a @ b)."""

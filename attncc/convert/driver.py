@@ -43,8 +43,8 @@ class Converted:
     graph: ir.Graph
     sources: Mapping[str, Source]
     positions: Mapping[fx.Node, int]
-    sizes: Mapping[Dim, tuple[fx.Node, int | None]]
-    """Where a symbolic size is at hand: as a node that is a SymInt, or as a dimension of an input."""
+    sizes: Mapping[Dim, list[tuple[fx.Node, int | None]]]
+    """Where a symbolic size is at hand: as a node that is a SymInt, and as a dimension of an input."""
     fences: tuple[int, ...]
     """Positions at which a mode of PyTorch (gradients, autocast) changes."""
 

@@ -154,6 +154,13 @@ def clamp(c: Context, node: fx.Node) -> ir.Node:
     return pointwise(c, node, (node.args[0], *(limit for _, limit in limits)), body)
 
 
+@lowers("aten.max.other", "aten.min.other")
+def extreme(c: Context, node: fx.Node) -> ir.Node:
+    """The larger (smaller) of two values."""
+    name = "max" if "max" in str(node.target) else "min"
+    return pointwise(c, node, node.args[:2], lambda x, y: op(name, x, y))
+
+
 @lowers("aten.relu.default")
 def relu(c: Context, node: fx.Node) -> ir.Node:
     """max(x, 0)."""

@@ -43,8 +43,8 @@ def hints(gm: fx.GraphModule) -> dict[str, int]:
     return found
 
 
-def sizes_at_hand(gm: fx.GraphModule) -> dict[Dim, tuple[fx.Node, int | None]]:
-    """For every symbolic size, the first node that is it, or else an input and the dimension that has it."""
+def sizes_at_hand(gm: fx.GraphModule) -> dict[Dim, list[tuple[fx.Node, int | None]]]:
+    """For every symbolic size, the first node that is it, and the first input and the dimension that has it."""
     nodes: dict[Dim, tuple[fx.Node, int | None]] = {}
     dimensions: dict[Dim, tuple[fx.Node, int | None]] = {}
     for node in gm.graph.nodes:
@@ -55,7 +55,7 @@ def sizes_at_hand(gm: fx.GraphModule) -> dict[Dim, tuple[fx.Node, int | None]]:
             for p, size in enumerate(value.shape):
                 if isinstance(size, torch.SymInt):
                     dimensions.setdefault(dim(size), (node, p))
-    return {**dimensions, **nodes}
+    return {size: [x[size] for x in (nodes, dimensions) if size in x] for size in {**nodes, **dimensions}}
 
 
 def fix_attention_sizes(gm: fx.GraphModule) -> None:
