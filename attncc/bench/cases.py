@@ -21,6 +21,9 @@ class Case:
 
     Masks are aligned to the first key (query i sees key j <= i), as PyTorch's `is_causal` is; a window of w keeps
     |i - j| < w. Raises ValueError for sizes that do not make an attention, or leave a query without a key.
+
+    Three masks are known by tensors alone (`mask_tensors`), and narrow the others: `filled` keys of a cache, of which
+    the last queries are the newest; `padded` batches, that share of whose keys is real; `documents` packed in a row.
     """
 
     batch: int = 1
@@ -32,6 +35,9 @@ class Case:
     dtype: str = "float32"
     causal: bool = False
     window: int | None = None
+    filled: int | None = None
+    padded: float | None = None
+    documents: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim"):
@@ -47,6 +53,12 @@ class Case:
             raise ValueError(
                 f"with window={self.window}, query {self.q_len - 1} sees none of kv_len={self.kv_len} keys"
             )
+        if self.filled is not None and not self.q_len <= self.filled <= self.kv_len:
+            raise ValueError(f"filled={self.filled} is not between q_len={self.q_len} and kv_len={self.kv_len}")
+        if self.padded is not None and not 0 < self.padded <= 1:
+            raise ValueError(f"padded={self.padded} is not a share of the keys")
+        if self.documents is not None and (self.documents < 1 or self.q_len != self.kv_len):
+            raise ValueError(f"documents={self.documents} in a row of q_len={self.q_len}, kv_len={self.kv_len}")
 
     @property
     def label(self) -> str:
@@ -54,7 +66,9 @@ class Case:
         heads = f"H{self.heads}" if self.heads == self.kv_heads else f"H{self.heads}/{self.kv_heads}"
         lengths = f"S{self.q_len}" if self.q_len == self.kv_len else f"Sq{self.q_len} Skv{self.kv_len}"
         words = [f"B{self.batch}", heads, lengths, f"D{self.head_dim}", self.dtype]
-        words += ["causal"] * self.causal + [f"window {self.window}"] * (self.window is not None)
+        words += ["causal"] * self.causal
+        texts = {"window": "window {}", "filled": "{} filled", "padded": "{:.0%} real", "documents": "{} documents"}
+        words += [text.format(value) for name, text in texts.items() if (value := getattr(self, name)) is not None]
         return " ".join(words)
 
     @property
@@ -67,30 +81,64 @@ class Case:
         """Few query rows over many keys: reading k and v decides the time, not arithmetic."""
         return self.q_len * self.heads // self.kv_heads <= 8
 
+    @property
+    def masked(self) -> bool:
+        """Whether some query does not see some key."""
+        return self.causal or any(m is not None for m in (self.window, self.filled, self.padded, self.documents))
+
+    def mask_tensors(self) -> dict[str, torch.Tensor]:
+        """What tells the masks that are known by tensors, as models have it.
+
+        "position" [q_len]: of a query, in a cache that ends in the queries; "real" bool [batch, kv_len], of lengths
+        around the mean; "document" [kv_len]: the number of its document, of random lengths.
+        """
+        found = {}
+        if self.filled is not None:
+            found["position"] = torch.arange(self.q_len) + (self.filled - self.q_len)
+        if self.padded is not None:
+            spread = torch.linspace(0.5, 1.5, self.batch) if self.batch > 1 else torch.ones(1)
+            lengths = (spread * self.padded * self.kv_len).long().clamp(1, self.kv_len)
+            found["real"] = torch.arange(self.kv_len) < lengths[:, None]
+        if self.documents is not None:
+            cuts = torch.randperm(self.kv_len - 1, generator=torch.Generator().manual_seed(0))[: self.documents - 1]
+            found["document"] = torch.zeros(self.kv_len, dtype=torch.int64).index_fill(0, cuts + 1, 1).cumsum(0)
+        return found
+
     def visible(self, rows: range) -> torch.Tensor | None:
-        """bool [len(rows), kv_len]: which keys those query rows see; None where all are."""
-        if not self.causal and self.window is None:
+        """bool [1 or batch, 1, len(rows), kv_len]: which keys those query rows see; None where all are."""
+        if not self.masked:
             return None
         i = torch.arange(rows.start, rows.stop)[:, None]
         j = torch.arange(self.kv_len)[None, :]
         keep = (j <= i) if self.causal else torch.ones(len(rows), self.kv_len, dtype=torch.bool)
         if self.window is not None:
             keep = keep & ((i - j).abs() < self.window)
-        return keep
+        tensors = self.mask_tensors()
+        if "position" in tensors:
+            keep = keep & (j <= tensors["position"][i])
+        if "document" in tensors:
+            keep = keep & (tensors["document"][j] == tensors["document"][i])
+        keep = keep[None, None]
+        return keep & tensors["real"][:, None, None, :] if "real" in tensors else keep
 
     @property
     def flops(self) -> int:
         """Operations of the two products over the visible pairs, a multiply-add counted as two."""
-        pairs = self.q_len * self.kv_len
-        if self.causal or self.window is not None:
-            pairs = sum(int(keep.sum()) for rows in self.chunks() if (keep := self.visible(rows)) is not None)
-        return 4 * self.batch * self.heads * self.head_dim * pairs
+        pairs = self.batch * self.q_len * self.kv_len
+        if self.masked:
+            seen = [keep for rows in self.chunks() if (keep := self.visible(rows)) is not None]
+            pairs = sum(int(keep.sum()) * (self.batch // keep.shape[0]) for keep in seen)
+        return 4 * self.heads * self.head_dim * pairs
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of k and v, each read once."""
+        """Bytes of the rows of k and v that some query sees, each read once."""
         size: int = self.torch_dtype.itemsize
-        return 2 * self.batch * self.kv_heads * self.kv_len * self.head_dim * size
+        rows = self.batch * self.kv_len
+        if self.masked:
+            seen = torch.stack([keep.any(2) for part in self.chunks() if (keep := self.visible(part)) is not None])
+            rows = int(seen.any(0).sum()) * (self.batch // seen.shape[1])
+        return 2 * self.kv_heads * rows * self.head_dim * size
 
     def chunks(self) -> Iterator[range]:
         """Query rows in parts whose float64 scores stay under about 64 MB a head."""
@@ -121,6 +169,23 @@ def defaults(quick: bool = False) -> tuple[Case, ...]:
     return (*prefill, *causal, *decode)
 
 
+def masks(quick: bool = False) -> tuple[Case, ...]:
+    """What `attncc bench --masks` runs: masks whose hidden keys should cost nothing, beside what they are held against.
+
+    A window at growing lengths; a cache of 4096 of which some is filled, each beside a cache of just that length;
+    padded batches; packed documents.
+    """
+    lengths = (512, 1024) if quick else (1024, 2048, 4096, 8192)
+    cache, fills = (1024, (100, 1024)) if quick else (4096, (100, 1000, 4096))
+    length, batch = (256, 2) if quick else (2048, 8)
+    found = [Case(q_len=n, kv_len=n, causal=True, window=min(n, 256)) for n in lengths]
+    for filled in fills:
+        found += [Case(1, 32, 32, 1, filled, 128), Case(1, 32, 32, 1, cache, 128, filled=filled)]
+    found += [Case(batch, q_len=length, kv_len=length, padded=0.25), Case(batch, 32, 8, 1, cache, 128, padded=0.25)]
+    found += [Case(q_len=2 * length, kv_len=2 * length, causal=causal, documents=8) for causal in (False, True)]
+    return tuple(found)
+
+
 def reference(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """The attention of `case` in float64, straight from the formula, a head and a few rows at a time."""
     group = case.heads // case.kv_heads
@@ -132,6 +197,6 @@ def reference(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> 
                 scores = q[b, h, rows.start : rows.stop].double() @ keys.T / case.head_dim**0.5
                 keep = case.visible(rows)
                 if keep is not None:
-                    scores.masked_fill_(~keep, float("-inf"))
+                    scores.masked_fill_(~keep[b % keep.shape[0], 0], float("-inf"))
                 out[b, h, rows.start : rows.stop] = scores.softmax(-1) @ values
     return out

@@ -30,21 +30,22 @@ def bench(
     window: Annotated[int | None, typer.Option(min=1, help="Query i sees keys nearer than this.")] = None,
     only: Annotated[str | None, typer.Option(help="Contenders, by comma: eager, sdpa, flex, inductor, attncc.")] = None,
     turns: Annotated[int, typer.Option(min=1, help="Interleaved turns that a median is taken of.")] = 9,
+    masks: Annotated[bool, typer.Option("--masks", help="Windows, caches partly filled, padding, documents.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Short lengths, few turns.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Check attention against float64, then time it against eager, SDPA, FlexAttention and Inductor.
 
-    Without a shape, a set of prefill and decode cases runs. Rates are also given as a share of the multiply-add peak or
-    read bandwidth measured in the same run. Exit status 1 where attncc is outside its error bound; nothing is timed
-    then.
+    Without a shape, a set of prefill and decode cases runs; with --masks, a set of masks that hide most keys. Rates are
+    also given as a share of the multiply-add peak or read bandwidth measured in the same run. Exit status 1 where
+    attncc is outside its error bound; nothing is timed then.
     """
     from attncc.bench import peak, run
     from attncc.cli._console import progress, show, show_json
 
     shape = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "q_len": q_len, "kv_len": kv_len}
     shape |= {"head_dim": head_dim, "window": window}
-    chosen = _cases(shape, seq, dtype, causal, regime, quick)
+    chosen = _cases(shape, seq, dtype, causal, regime, quick, masks)
     names = _names(only)
     turns, seconds = (min(turns, 3), 0.03) if quick else (turns, 0.1)
     results = []
@@ -61,10 +62,17 @@ def bench(
 
 
 def _cases(
-    shape: dict[str, int | None], seq: int | None, dtype: str | None, causal: bool, regime: str | None, quick: bool
+    shape: dict[str, int | None],
+    seq: int | None,
+    dtype: str | None,
+    causal: bool,
+    regime: str | None,
+    quick: bool,
+    masks: bool,
 ) -> tuple[Case, ...]:
-    """The case that the options describe; the default set (of one regime) where they describe none."""
-    from attncc.bench.cases import Case, defaults
+    """The case that the options describe; a set of cases (of one regime) where they describe none."""
+    from attncc.bench import cases
+    from attncc.bench.cases import Case
 
     if regime not in (None, "prefill", "decode"):
         raise ValueError(f"--regime {regime}: use prefill or decode")
@@ -76,8 +84,11 @@ def _cases(
         shape["q_len"] = shape["q_len"] if seq is None and shape["q_len"] is not None else 1
     given = {name: value for name, value in shape.items() if value is not None}
     plain = not causal and dtype is None and not given.keys() - ({"q_len"} if regime == "decode" else set())
+    if masks and not plain:
+        raise ValueError("--masks runs cases of its own: leave out shape, --dtype, --causal and --window")
     if plain:
-        return tuple(case for case in defaults(quick) if regime in (None, "decode" if case.decode else "prefill"))
+        chosen = cases.masks(quick) if masks else cases.defaults(quick)
+        return tuple(case for case in chosen if regime in (None, "decode" if case.decode else "prefill"))
     base = Case(1, 32, 32, 1, 4096, 128) if regime == "decode" else Case()
     heads = given.get("heads", base.heads)
     length = given.get("q_len", given.get("kv_len", base.q_len))

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from attncc.bench import contenders, peak, run
-from attncc.bench.cases import Case, defaults, reference
+from attncc.bench.cases import Case, defaults, masks, reference
 from attncc.bench.timing import interleaved
 
 SMALL = Case(batch=2, heads=4, kv_heads=2, q_len=37, kv_len=53, head_dim=8)
@@ -18,7 +18,20 @@ MACHINE = peak.Peak(threads=1, fp32_gflops=100.0, bf16_gflops=None, read_gbs=10.
 
 
 @pytest.mark.parametrize(
-    "case", [SMALL, replace(SMALL, causal=True), replace(SMALL, window=5), replace(SMALL, causal=True, window=5)]
+    "case",
+    [
+        SMALL,
+        replace(SMALL, causal=True),
+        replace(SMALL, window=5),
+        replace(SMALL, causal=True, window=5),
+        replace(SMALL, filled=40),
+        replace(SMALL, q_len=1, filled=13),
+        replace(SMALL, padded=0.25),
+        replace(SMALL, q_len=1, padded=0.25),
+        replace(SMALL, kv_len=37, documents=4),
+        replace(SMALL, kv_len=37, documents=4, causal=True),
+    ],
+    ids=lambda case: case.label,
 )
 def test_every_contender_computes_the_case(case: Case) -> None:
     """Independent ways to say the same mask, grouping and scale agree with the float64 reference."""
@@ -45,16 +58,42 @@ def test_work_and_traffic() -> None:
     assert SMALL.flops == 4 * 2 * 4 * 37 * 53 * 8
     assert replace(SMALL, kv_len=37, causal=True).flops == 4 * 2 * 4 * 8 * (37 * 38 // 2)
     assert SMALL.bytes_read == 2 * 2 * 2 * 53 * 8 * 4
+    cache = replace(SMALL, q_len=1, filled=13)
+    assert (cache.flops, cache.bytes_read) == (4 * 2 * 4 * 13 * 8, 2 * 2 * 2 * 13 * 8 * 4)
+    padded = replace(SMALL, q_len=1, kv_len=40, padded=0.25)  # 5 and 15 keys
+    assert (padded.flops, padded.bytes_read) == (4 * 4 * 20 * 8, 2 * 2 * 20 * 8 * 4)
+    packed = replace(SMALL, kv_len=37, documents=3)
+    assert packed.flops < replace(packed, documents=1).flops == 4 * 2 * 4 * 37 * 37 * 8
     assert [case.decode for case in defaults()] == [False, False, False, True, True]
 
 
 @pytest.mark.parametrize(
-    "sizes", [{"heads": 3}, {"q_len": 0}, {"dtype": "int8"}, {"window": 0}, {"q_len": 99, "window": 9}]
+    "sizes",
+    [
+        {"heads": 3},
+        {"q_len": 0},
+        {"dtype": "int8"},
+        {"window": 0},
+        {"q_len": 99, "window": 9},
+        {"filled": 54},
+        {"filled": 36},
+        {"padded": 0.0},
+        {"documents": 2},
+    ],
 )
 def test_a_case_that_is_no_attention(sizes: dict[str, int]) -> None:
     """Refused with the values that do not fit."""
     with pytest.raises(ValueError, match=r"=|dtype"):
         replace(SMALL, **sizes)
+
+
+def test_the_cases_of_the_masks() -> None:
+    """Each of a cache stands beside one that is as long as it is filled."""
+    for quick in (False, True):
+        cases = masks(quick)
+        assert len({case.label for case in cases}) == len(cases)
+        for at, case in enumerate(cases):
+            assert case.filled is None or cases[at - 1] == replace(case, kv_len=case.filled, filled=None)
 
 
 def test_nothing_is_timed_on_a_red_gate(monkeypatch: pytest.MonkeyPatch) -> None:
