@@ -4,7 +4,9 @@
     %s = contract{i, j | d} %p[i, d] * %k[j, d]    →    %s.unscaled = contract{i, j | d} %q[i, d] * %k[j, d]
                                                         %s = map %s.unscaled[i, j]: _0 * 0.125
 
-A factor is a number or a value without dimensions, on either operand, as a product or a divisor.
+A factor is a number or a value without dimensions, on either operand, as a product or a divisor. Only products that
+become the arguments of an exponential are changed: the results of others, a projection's or an attention's, are read
+as the program computes them.
 """
 
 from __future__ import annotations
@@ -17,12 +19,17 @@ from attncc import ir
 from attncc.passes.fold_views import bind
 
 
+_EXPONENTIALS = ("exp", "exp2", "sigmoid")
+
+
 def hoist_scale(graph: ir.Graph) -> ir.Graph:
     """The graph with scalar factors of product operands applied to the product instead."""
     made: dict[str, ir.Node] = {}
+    scores = _scores(graph)
     for node in graph:
         maps: list[ir.Map] = []
-        while isinstance(node, ir.Contract):
+        score = node.name in scores
+        while score and isinstance(node, ir.Contract):
             hoisted = _hoisted(node, made)
             if hoisted is None:
                 break
@@ -30,6 +37,24 @@ def hoist_scale(graph: ir.Graph) -> ir.Graph:
             maps.append(scaled)
         made.update({n.name: n for n in (node, *reversed(maps))})
     return ir.Graph(made, graph.outputs, "hoist_scale", graph.hints).without_dead()
+
+
+def _scores(graph: ir.Graph) -> set[str]:
+    """The products that reach an exponential or a reduction with nothing but Maps and Views between."""
+    stack = [n for n in graph if isinstance(n, ir.Reduce) or (isinstance(n, ir.Map) and _is_exponential(n.body))]
+    seen = {n.name for n in stack}
+    while stack:
+        for name in stack.pop().reads:
+            read = graph.nodes[name]
+            if name not in seen:
+                seen.add(name)
+                if isinstance(read, ir.Map | ir.View):
+                    stack.append(read)
+    return {name for name in seen if isinstance(graph.nodes[name], ir.Contract)}
+
+
+def _is_exponential(body: ex.Expr) -> bool:
+    return any(isinstance(part, ex.Op) and part.name in _EXPONENTIALS for part in body.walk())
 
 
 def _hoisted(contract: ir.Contract, nodes: dict[str, ir.Node]) -> tuple[ir.Contract, ir.Map] | None:
