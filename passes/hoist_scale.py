@@ -18,7 +18,6 @@ from attncc import index as ix
 from attncc import ir
 from attncc.passes.fold_views import bind
 
-
 _EXPONENTIALS = ("exp", "exp2", "sigmoid")
 
 
