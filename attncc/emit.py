@@ -32,7 +32,8 @@ def emit(emitter: Emitter, name: str, original: fx.Node) -> fx.Node:
         result = emitter.value(name)
         if result.meta["val"].dtype != original.meta["val"].dtype:
             result = emitter.call(aten.to.dtype, result, original.meta["val"].dtype)
-        if _same_strides(result, original) or _takes_any_strides(original):
+        value = result.meta["val"]
+        if _same_strides(value, original.meta["val"]) or _unnoticed(value, original):
             return result
         if layout != layouts[-1]:
             emitter.undo()
@@ -104,35 +105,37 @@ def _placed(emitter: Emitter, node: ir.Node, value: fx.Node, merged: list[Group]
     return value if value.meta["val"].dtype == dtype else emitter.call(aten.to.dtype, value, dtype)
 
 
-_FREE = ("aten.reshape.default", "aten.contiguous.default")
-_MOVES = ("aten.transpose.int", "aten.permute.default")
+_MOVES = (aten.transpose.int, aten.permute.default)
+_PACKS = (aten.reshape.default, aten.contiguous.default, aten.clone.default)
 
 
-def _takes_any_strides(node: fx.Node) -> bool:
-    """Whether nothing that follows can tell in which order the elements lie."""
-    if not node.users:
+def _unnoticed(value: torch.Tensor, node: fx.Node) -> bool:
+    """Whether nothing can tell that `node` lies in memory as the fake `value` does.
+
+    So it is where the one thing that follows packs the elements anew, into the same strides as before. Were there two,
+    both could become views of one memory where they were copies, and a change of one would show in the other.
+    """
+    if len(node.users) != 1:
         return False
-    for user in node.users:
-        name = str(user.target)
-        plain = name in _FREE or (name == "aten.clone.default" and "memory_format" in user.kwargs)
-        if not plain and not (name in _MOVES and _takes_any_strides(user)):
-            return False
-    return True
+    (user,) = node.users
+    if user.target not in (*_MOVES, *_PACKS):
+        return False
+    args, kwargs = fx.map_arg((user.args, user.kwargs), lambda n: value if n is node else n.meta["val"])
+    after = user.target(*args, **kwargs)
+    return _unnoticed(after, user) if user.target in _MOVES else _same_strides(after, user.meta["val"])
 
 
 def _layouts(anchor: fx.Node) -> tuple[str, str]:
     """The layout to try first: the one that makes a transpose before a reshape free."""
-    moved = any(str(u.target) in _MOVES for u in anchor.users)
-    return ("bshd", "bhsd") if moved and _takes_any_strides(anchor) else ("bhsd", "bshd")
+    return ("bshd", "bhsd") if any(u.target in _MOVES for u in anchor.users) else ("bhsd", "bshd")
 
 
-def _strides(node: fx.Node) -> list[Dim]:
+def _strides(value: torch.Tensor) -> list[Dim]:
     """Strides of the dimensions that have more than one element."""
-    value = node.meta["val"]
     return [dim(s) for s, n in zip(value.stride(), value.shape, strict=True) if dim(n) != 1]
 
 
-def _same_strides(a: fx.Node, b: fx.Node) -> bool:
+def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
     return all(map(equal, _strides(a), _strides(b)))
 
 

@@ -132,3 +132,18 @@ def test_an_attention_of_an_attention() -> None:
     assert len(seen.fused) == 3
     assert not [n for g in seen.graphs for n in g.graph.nodes if "scaled_dot" in str(n.target)]
     assert_same(seen.result, call(*args))
+
+
+def test_a_view_of_the_result_stays_one() -> None:
+    """A reshape of a result with its columns first was taken to be free of strides. It was a view with others than
+    eager's, and the `view` behind it failed."""
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = torch.bmm(q, k.mT).softmax(-1)
+        image = torch.bmm(v.mT, weights.mT).reshape(2, 8, 3, 4)
+        return image.view(2, -1)
+
+    args = (rand(2, 12, 8), rand(2, 12, 8), rand(2, 12, 8))
+    seen = capture(call, args)
+    assert len(seen.fused) == 1
+    assert_same(seen.result, call(*args))
