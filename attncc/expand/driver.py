@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from attncc.expand.flex import expand_flex, is_flex
+from attncc.expand.native import expand_kernel, is_kernel
 from attncc.expand.regions import expand_regions, has_regions
 from attncc.expand.splice import duplicate
 
@@ -18,7 +19,7 @@ def expand(gm: fx.GraphModule, example_inputs: Sequence[Any] = ()) -> fx.GraphMo
 
     `example_inputs` are the values of its arguments where they are known. Raises `regions.NotFlat`.
     """
-    if not has_regions(gm) and not any(map(is_flex, gm.graph.nodes)):
+    if not has_regions(gm) and not any(is_flex(n) or is_kernel(n) for n in gm.graph.nodes):
         return gm
     gm = duplicate(gm)
     known = _known(gm, example_inputs)
@@ -26,6 +27,8 @@ def expand(gm: fx.GraphModule, example_inputs: Sequence[Any] = ()) -> fx.GraphMo
     for node in list(gm.graph.nodes):
         if is_flex(node):
             expand_flex(gm, node, known)
+        elif is_kernel(node):
+            expand_kernel(gm, node)
     gm.recompile()
     return gm
 
