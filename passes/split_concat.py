@@ -32,10 +32,15 @@ def split_concat(graph: ir.Graph) -> ir.Graph:
 
 
 def _part_sizes(node: ir.Reduce, graph: ir.Graph) -> list[Dim] | None:
-    """The lengths of what the one reduced axis joins; None where it joins nothing."""
+    """The lengths of what the one reduced axis joins; None where it joins nothing.
+
+    An axis that a product has as a whole stays whole: what is joined there is a mask, such as one padded for a further
+    key, and the product with V sums over it all.
+    """
     if len(node.reduced) != 1:
         return None
     (along,) = node.reduced
+    found: list[Dim] | None = None
     stack = [(node.operand, node.sizes)]
     while stack:
         access, sizes = stack.pop()
@@ -43,13 +48,15 @@ def _part_sizes(node: ir.Reduce, graph: ir.Graph) -> list[Dim] | None:
         if isinstance(producer, ir.Concat):
             parts = [graph.nodes[p].shape[producer.dim] for p in producer.parts]
             if access.index[producer.dim].is_axis(along) and 1 < len(parts) <= _LARGEST:
-                return parts
+                found = found or parts
+        elif isinstance(producer, ir.Contract):
+            return None
         elif isinstance(producer, ir.Map | ir.View):
             bound = _bound(access, producer, sizes)
             if bound is not None:
                 reads = [a.substitute(bound) for a in producer.accesses]
                 stack += [(a, sizes) for a in reads if any(along in i.axes for i in a.index)]
-    return None
+    return found
 
 
 def _bound(access: ir.Access, producer: ir.Node, sizes: object) -> dict[str, ix.Linear] | None:

@@ -1,4 +1,4 @@
-"""The inference kernels that nn.MultiheadAttention and nn.TransformerEncoderLayer call in eval mode, operator by operator.
+"""The kernels that nn.MultiheadAttention and nn.TransformerEncoderLayer call in eval mode, operator by operator.
 
 Source: aten/src/ATen/native/transformers/attention.cpp and transformer.cpp, the dense paths. A mask of any dtype hides
 where it is not zero, and a row in which all is hidden gives NaN: both are theirs.
