@@ -148,7 +148,7 @@ class _Analysis:
         if node.dtype not in ex.INTEGERS or not self.readable(node):
             return None
         if not self.varies(node):
-            return _Linear(0, 0, _widened(node))
+            return _Linear(0, 0, _small(node))
         match node:
             case ex.Index("i"):
                 return _Linear(1, 0, _int(0))
@@ -223,8 +223,13 @@ def _joined(a: _Interval, b: _Interval) -> _Interval:
     return _Interval(lo, _choose(touch, _max(a.hi, b.hi), _choose(longer, a.hi, b.hi)))
 
 
-def _widened(node: ex.Expr) -> ex.Expr:
-    return node if node.dtype == "int64" else ex.op("cast", node, dtype="int64")
+def _small(node: ex.Expr) -> ex.Expr:
+    """`node` in int64. What data say is brought within ±2^61, where it compares to positions as it did: a sum that the
+    analysis makes would otherwise wrap around for the largest integer, which stands for infinity in some programs."""
+    if node.dtype != "int64":
+        return ex.op("cast", node, dtype="int64")
+    data = any(isinstance(n, ex.Load) for n in node.walk())
+    return _clamp(node, _int(-(2**61)), _int(2**61)) if data else node
 
 
 def _clamp(x: ex.Expr, low: ex.Expr, high: ex.Expr) -> ex.Expr:

@@ -15,6 +15,7 @@ from attncc.algorithm.bounds import Bounds, key_bounds
 ROW, KEY, SQ, SKV = ex.Index("i"), ex.Index("j"), ex.Size("Sq"), ex.Size("Skv")
 N0 = ex.Scalar("n0", "int64")
 LENGTH = ex.Load("t0", (ex.Index("b"),), "int64")
+PLACE = ex.Load("t2", (ROW,), "int64")
 
 _FUNCTIONS: dict[str, Any] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "mod": operator.mod, "neg": operator.neg,
@@ -55,17 +56,24 @@ def intervals(bounds: Bounds, values: dict[str, Any]) -> tuple[int, int, int, in
 
 def check(mask: ex.Expr, values: dict[str, Any], first: int, last: int) -> tuple[int, int, int, int]:
     """The intervals, after comparing them with the mask key by key."""
-    lo, hi, full_lo, full_hi = found = intervals(key_bounds(mask), {**values, "first": first, "last": last})
+    found = intervals(key_bounds(mask), {**values, "first": first, "last": last})
+    hold(mask, values, found, range(first, last + 1))
+    for i in range(first, last + 1):
+        hold(mask, values, intervals(key_bounds(mask, by_row=True), {**values, "i": i}), range(i, i + 1))
+    return found
+
+
+def hold(mask: ex.Expr, values: dict[str, Any], found: tuple[int, int, int, int], rows: range) -> None:
+    lo, hi, full_lo, full_hi = found
     for j in range(values["Skv"]):
-        seen = [evaluate(mask, {**values, "i": i, "j": j}) for i in range(first, last + 1)]
+        seen = [evaluate(mask, {**values, "i": i, "j": j}) for i in rows]
         assert lo <= j < hi or not any(seen), (j, found)
         assert not full_lo <= j < full_hi or all(seen), (j, found)
-    return found
 
 
 terms = st.one_of(
     st.integers(-9, 9).map(const),
-    st.sampled_from([SQ, SKV, N0, LENGTH, ex.Index("h"), ex.op("sub", SKV, SQ), ex.op("add", N0, const(1))]),
+    st.sampled_from([SQ, SKV, N0, LENGTH, PLACE, ex.Index("h"), ex.op("sub", SKV, SQ), ex.op("add", N0, const(1))]),
 )
 forms = st.one_of(
     terms,
@@ -101,6 +109,7 @@ def test_random_masks(mask: ex.Expr, data: st.DataObject) -> None:
         "B": 1, "H": 2, "Sq": q_len, "Skv": kv_len, "b": 0, "h": data.draw(st.integers(0, 1)),
         "n0": data.draw(st.integers(-12, 12)),
         "t0": {(0,): data.draw(st.integers(-2, 14))}, "t1": {(0,): True, (1,): False},
+        "t2": {(i,): data.draw(st.integers(-2, 14)) for i in range(q_len)},
     }  # fmt: skip
     check(mask, values, first, last)
 
@@ -140,6 +149,34 @@ def test_tight_where_it_matters(mask: ex.Expr, expected: tuple[int, int, int, in
 def test_causal_with_a_cache() -> None:
     """The last 3 of 100 positions: everything but the corner is visible to all."""
     assert check(CAUSAL, sizes(Sq=3), 0, 2) == (0, 100, 0, 98)
+
+
+def test_bounds_of_one_row_read_what_they_like_of_it() -> None:
+    """A static cache (`j <= position[i]`), and a window in it: nothing is known for several rows, all for one."""
+    mask = ex.op("and", ex.op("le", KEY, PLACE), ex.op("gt", KEY, ex.op("sub", PLACE, const(16))))
+    places = {"t2": {(i,): 3 * i for i in range(100)}}
+    assert check(mask, {**sizes(), **places}, 20, 21) == (0, 100, 0, 0)
+    row = {**sizes(), **places, "i": 20}
+    assert intervals(key_bounds(mask, by_row=True), row) == (45, 61, 45, 61)
+
+
+@pytest.mark.parametrize("name", ["le", "lt", "ge", "gt", "eq", "ne"])
+@pytest.mark.parametrize("value", [2**63 - 1, -(2**63)])
+def test_the_largest_integers_stand_for_infinity(name: str, value: int) -> None:
+    """`j <= 2^63 - 1` once hid all keys: the end of the range, one further, wrapped around."""
+
+    def wrapped(expr: ex.Expr, values: dict[str, Any]) -> int:
+        return (int(evaluate(expr, values)) + 2**63) % 2**64 - 2**63
+
+    for mask in (ex.op(name, KEY, LENGTH), ex.op(name, ex.op("sub", KEY, LENGTH), ROW)):
+        values = sizes(t0={(0,): value}, first=3, last=5)
+        bounds = key_bounds(mask)
+        for end in (bounds.lo, bounds.hi, bounds.full_lo, bounds.full_hi):
+            for node in end.walk():
+                if node.dtype == "int64":
+                    assert wrapped(node, values) == evaluate(node, values)
+        if mask.args[0] == KEY:
+            check(mask, sizes(t0={(0,): value}), 3, 5)
 
 
 def test_no_mask() -> None:
