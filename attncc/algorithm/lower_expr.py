@@ -12,32 +12,15 @@ general `pow`, and functions nested deeper than two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from attncc import expr as ex
 from attncc._tvm import Buffer, tirx
-from attncc.algorithm import numeric
+from attncc.algorithm import numeric, operators
+from attncc.algorithm.int_range import narrows
 
-_INT32_MAX = 2**31 - 1
-_COMPARISONS = {"lt": tirx.LT, "le": tirx.LE, "gt": tirx.GT, "ge": tirx.GE, "eq": tirx.EQ, "ne": tirx.NE}
-_LOGIC = {
-    "and": tirx.And,
-    "or": tirx.Or,
-    "xor": tirx.NE,
-    "add": tirx.Or,
-    "mul": tirx.And,
-    "max": tirx.Or,
-    "min": tirx.And,
-}
-_BITWISE = {"and": tirx.bitwise_and, "or": tirx.bitwise_or, "xor": tirx.bitwise_xor}
-_FLOAT_FUNCTIONS: Mapping[str, Callable[[Any], Any]] = {
-    "exp": numeric.exp, "exp2": numeric.exp2, "log": numeric.log, "log2": numeric.log2, "log1p": numeric.log1p,
-    "tanh": numeric.tanh, "sigmoid": numeric.sigmoid, "erf": numeric.erf, "sqrt": tirx.sqrt,
-    "rsqrt": lambda x: 1.0 / tirx.sqrt(x), "sin": tirx.sin, "cos": tirx.cos, "floor": tirx.floor, "ceil": tirx.ceil,
-    "round": tirx.nearbyint,
-}  # fmt: skip
 _POLYNOMIALS = ("exp", "exp2", "log", "log2", "log1p", "tanh", "sigmoid", "erf")
 _MOST_NESTED = 2
 """Polynomials inside polynomials, from the leaves up; TVM's compile time is exponential in it."""
@@ -72,101 +55,6 @@ def lower(expr: ex.Expr, env: Env) -> Any:
     Raises ValueError for a leaf that `env` does not give.
     """
     return numeric.bound(lambda: ex.fold(expr, _Lowering(env, _nesting(expr)).node))
-
-
-def tensors(expr: ex.Expr | None) -> tuple[str, ...]:
-    """Names of the tensors that `expr` reads, sorted; a block that evaluates it declares that it reads them."""
-    loads = {node.tensor for node in expr.walk() if isinstance(node, ex.Load)} if expr is not None else set()
-    return tuple(sorted(loads))
-
-
-def int_range(expr: ex.Expr) -> tuple[int, int]:
-    """Least and largest value an integer expression can take, given that positions and sizes are below 2^31."""
-
-    def visit(node: ex.Expr, args: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-        limits = _dtype_range(node.dtype)
-        match node:
-            case ex.Const(value) if node.dtype not in ex.FLOATS:
-                return int(value), int(value)
-            case ex.Index() | ex.Size():
-                return 0, _INT32_MAX
-            case ex.Op(name) if node.dtype in ex.INTEGERS and all(a.dtype in ex.INTEGERS for a in node.args):
-                corners = _corners(name, args)
-                if corners and limits[0] <= min(corners) and max(corners) <= limits[1]:
-                    return min(corners), max(corners)
-        return limits
-
-    result: tuple[int, int] = ex.fold(expr, visit)
-    return result
-
-
-def _corners(name: str, args: tuple[tuple[int, int], ...]) -> list[int]:
-    """Values whose hull holds every result of a monotone integer operator; none for the other operators."""
-    match name, args:
-        case "add", ((a, b), (c, d)):
-            return [a + c, b + d]
-        case "sub", ((a, b), (c, d)):
-            return [a - d, b - c]
-        case "mul", ((a, b), (c, d)):
-            return [a * c, a * d, b * c, b * d]
-        case ("neg", ((a, b),)):
-            return [-a, -b]
-        case "abs", ((a, b),):
-            return [0, max(abs(a), abs(b))]
-        case "min", ((a, b), (c, d)):
-            return [min(a, c), min(b, d)]
-        case "max", ((a, b), (c, d)):
-            return [max(a, c), max(b, d)]
-        case "cast", ((a, b),):
-            return [a, b]
-        case "where", (_, (a, b), (c, d)):
-            return [min(a, c), max(b, d)]
-    return []
-
-
-def _dtype_range(dtype: str) -> tuple[int, int]:
-    if dtype == "bool":
-        return 0, 1
-    bits = int(dtype.lstrip("uint")) if dtype in ex.INTEGERS else 64
-    return (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-
-
-def _narrows(node: ex.Expr) -> bool:
-    """Whether int32 arithmetic gives the value of this int64 node, if it does so for the nodes below."""
-    if isinstance(node, ex.Op) and node.name not in ("add", "sub", "mul", "neg", "abs", "min", "max"):
-        return False
-    low, high = int_range(node)
-    return isinstance(node, (ex.Const, ex.Index, ex.Size, ex.Op)) and low >= -_INT32_MAX and high <= _INT32_MAX
-
-
-def _compare(name: str, a: Any, b: Any) -> Any:
-    """A comparison of two values of one dtype; NaN is unequal to everything (it is not for tirx.NE)."""
-    if name == "ne" and numeric.dtype_of(a) in ex.FLOATS:
-        return _negated(tirx.EQ(a, b))
-    return _COMPARISONS[name](a, b)
-
-
-def _negated(condition: Any) -> Any:
-    """not condition. (tirx.Not would not do: the simplifier turns it into the opposite comparison, wrong for NaN.)"""
-    return tirx.EQ(tirx.Cast("int8", condition), tirx.const(0, "int8"))
-
-
-def _power(base: Any, exponent: Any) -> Any:
-    """base ** exponent: by multiplication and square roots for the common constants, else libm's pow."""
-    if not isinstance(exponent, tirx.FloatImm):
-        return tirx.pow(base, exponent)
-    powers: Mapping[float, Callable[[Any], Any]] = {
-        -1.0: lambda x: 1.0 / x,
-        -0.5: lambda x: 1.0 / tirx.sqrt(x),
-        0.5: tirx.sqrt,
-        1.0: lambda x: x,
-        1.5: lambda x: x * tirx.sqrt(x),
-        2.0: lambda x: x * x,
-        3.0: lambda x: x * x * x,
-        4.0: lambda x: numeric.share(x * x, lambda y: y * y),
-    }
-    power = powers.get(exponent.value)
-    return tirx.pow(base, exponent) if power is None else numeric.share(base, power)
 
 
 def _nesting(expr: ex.Expr) -> dict[ex.Expr, int]:
@@ -240,7 +128,7 @@ class _Lowering:
             return value
         if dtype == "bool":
             value = numeric.cast("float32", value) if source == "bfloat16" else value
-            return _compare("ne", value, tirx.const(0, numeric.dtype_of(value)))
+            return operators.compare("ne", value, tirx.const(0, numeric.dtype_of(value)))
         return numeric.cast(dtype, value)
 
     def op(self, node: ex.Op, args: tuple[Any, ...]) -> Any:
@@ -250,29 +138,29 @@ class _Lowering:
             return self.cast(self.narrowed(node.operands[0], args[0], result), result)
         if name == "where":
             return tirx.Select(self.cast(args[0], "bool"), self.cast(args[1], result), self.cast(args[2], result))
-        if name in _COMPARISONS:
+        if name in operators.COMPARISONS:
             return self.comparison(name, args)
         if result == "bool":
-            return self.logic(name, [self.cast(a, "bool") for a in args])
+            return operators.logical(name, [self.cast(a, "bool") for a in args])
         floating = result in ex.FLOATS
         operands = [
             self.cast(self.narrowed(o, a, result) if floating else a, result)
             for o, a in zip(node.operands, args, strict=True)
         ]
-        return self.float_op(node, operands) if floating else self.integer_op(name, operands)
+        return self.float_op(node, operands) if floating else operators.integral(name, operands)
 
     def narrowed(self, expr: ex.Expr, value: Any, result: str) -> Any:
         """An int64 operand that becomes a float, computed in int32 where that is provably the same.
 
         It takes half the vectors, and AVX2 has no conversion from int64 at all.
         """
-        if result in ex.FLOATS and expr.dtype == "int64" and all(_narrows(node) for node in expr.walk()):
+        if result in ex.FLOATS and expr.dtype == "int64" and narrows(expr):
             return ex.fold(expr, self.node32)
         return value
 
     def node32(self, node: ex.Expr, args: tuple[Any, ...]) -> Any:
         if isinstance(node, ex.Op):
-            return self.integer_op(node.name, list(args))
+            return operators.integral(node.name, list(args))
         return self.cast(self.node(node, args), "int32")
 
     def comparison(self, name: str, args: tuple[Any, ...]) -> Any:
@@ -283,81 +171,11 @@ class _Lowering:
             common = dtypes[0] if dtypes[0] != "bool" else "int8"
         else:
             common = "int64"
-        return _compare(name, *(self.cast(a, common) for a in args))
-
-    def logic(self, name: str, args: list[Any]) -> Any:
-        if name in ("not", "neg"):
-            return _negated(args[0])
-        if name in ("xor", "ne"):
-            args = [tirx.Cast("int8", a) for a in args]
-        if name not in _LOGIC:
-            raise ValueError(f"operator {name!r} has no boolean result")
-        return _LOGIC[name](*args)
-
-    def integer_op(self, name: str, args: list[Any]) -> Any:
-        zero = tirx.const(0, numeric.dtype_of(args[0]))
-        match name, args:
-            case "add", (a, b):
-                return a + b
-            case "sub", (a, b):
-                return a - b
-            case "mul", (a, b):
-                return a * b
-            case "floordiv", (a, b):
-                return tirx.floordiv(a, b)
-            case "mod", (a, b):
-                return tirx.floormod(a, b)
-            case "min", (a, b):
-                return tirx.min(a, b)
-            case "max", (a, b):
-                return tirx.max(a, b)
-            case "neg", (a,):
-                return zero - a
-            case "abs", (a,):
-                return tirx.Select(a < zero, zero - a, a)
-            case "sign", (a,):
-                return tirx.Cast(numeric.dtype_of(a), a > zero) - tirx.Cast(numeric.dtype_of(a), a < zero)
-            case "not", (a,):
-                return tirx.bitwise_not(a)
-            case (("floor" | "ceil" | "round"), (a,)):
-                return a
-            case (("and" | "or" | "xor"), (a, b)):
-                return _BITWISE[name](a, b)
-        raise ValueError(f"operator {name!r} has no integer result")
+        return operators.compare(name, *(self.cast(a, common) for a in args))
 
     def float_op(self, node: ex.Op, args: list[Any]) -> Any:
-        name = node.name
-        if name in _POLYNOMIALS and self.nesting[node] > _MOST_NESTED:
-            if name == "sigmoid":
+        if node.name in _POLYNOMIALS and self.nesting[node] > _MOST_NESTED:
+            if node.name == "sigmoid":
                 return 1.0 / (1.0 + numeric.library("exp", -args[0]))
-            return numeric.library(name, args[0])
-        if name in _FLOAT_FUNCTIONS:
-            return _FLOAT_FUNCTIONS[name](args[0])
-        zero = tirx.const(0.0, self.env.compute)
-        match name, args:
-            case "add", (a, b):
-                return a + b
-            case "sub", (a, b):
-                return a - b
-            case "mul", (a, b):
-                return a * b
-            case "div", (a, b):
-                return a / b
-            case "floordiv", (a, b):
-                return tirx.floor(a / b)
-            case "mod", (a, b):
-                return numeric.share(a, lambda a: numeric.share(b, lambda b: a - tirx.floor(a / b) * b))
-            case "pow", (a, b):
-                return _power(a, b)
-            case "min", (a, b):
-                return numeric.minimum(a, b)
-            case "max", (a, b):
-                return numeric.maximum(a, b)
-            case "neg", (a,):
-                return -a
-            case "abs", (a,):
-                return tirx.abs(a)
-            case "sign", (a,):
-                one = tirx.const(1.0, self.env.compute)
-                return numeric.share(a, lambda a: tirx.Select(a > zero, one, tirx.Select(a < zero, -one, zero)))
-        raise ValueError(f"operator {name!r} has no float result")
+            return numeric.library(node.name, args[0])
+        return operators.floating(node.name, args)

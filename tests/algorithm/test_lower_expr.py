@@ -12,7 +12,8 @@ from torch import Tensor
 
 from attncc import expr as ex
 from attncc._tvm import tirx
-from attncc.algorithm.lower_expr import Env, int_range, lower, tensors
+from attncc.algorithm.int_range import int_range
+from attncc.algorithm.lower_expr import Env, lower
 from attncc.target import parse
 
 FLOATS = torch.tensor([0.0, 1.0, -1.0, 0.5, -2.5, 3.75, 1e-3, 100.0, -7.0, math.inf, -math.inf, math.nan])
@@ -185,13 +186,6 @@ def test_unknown_leaves() -> None:
         lower(ex.Scalar("s1", "float64"), Env("float32", scalar={"s0": None}))
     with pytest.raises(ValueError, match="score"):
         lower(ex.Score(), Env("float32"))
-
-
-def test_tensors() -> None:
-    i = ex.Index("i")
-    node = ex.op("add", ex.Load("t1", (i,), "float32"), ex.Load("t0", (ex.Load("t2", (i,), "int64"),), "float32"))
-    assert tensors(node) == ("t0", "t1", "t2")
-    assert tensors(None) == ()
 
 
 def test_every_operator_is_lowered() -> None:
