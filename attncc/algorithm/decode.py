@@ -9,8 +9,8 @@ output, maximum and sum of probabilities go to workspaces. A second loop combine
 With one split a tile writes `out` itself, and there is no second loop.
 
 Work table: batch, kv head, first, end. The last two bound the tile's keys as fractions, in units of 2^-20, of the keys
-that the mask's bounds leave: those are known in the kernel only. Tiles are ordered by batch, kv head and split, and all
-key heads have the same number of splits.
+that a tile's rows can see (`decode_range`): those are known in the kernel only. All key heads have the same number of
+splits, and tiles are ordered by batch, kv head and split; undivided ones of which data say the length in any order.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from attncc.algorithm.decode_range import key_range
 from attncc.algorithm.decode_redo import note
 from attncc.algorithm.lower_expr import lower
 from attncc.algorithm.numeric import cast, widened
+from attncc.algorithm.visibility import by_data
 from attncc.spec import AttentionSpec
 
 
@@ -86,10 +87,13 @@ def open_tile(kernel: Kernel, number: Var) -> Tile:
             let(name, value) for name, value in zip(("from", "to"), kernel.attempt.widened(lo, hi, kv_len), strict=True)
         )
     first, end = (lo + (((hi - lo) * part) >> FRACTION_BITS) for part in (first, end))
+    split = number - (batch * signature.sizes["G"] + kv_head) * kernel.splits
+    if by_data(spec):  # undivided tiles come in any order
+        split = T.Select(kernel.splits == 1, T.int64(0), split)
     rows, keys = kernel.padded_rows, tiling.keys
     return Tile(
         kernel, batch, kv_head,
-        split=let("split", number - (batch * signature.sizes["G"] + kv_head) * kernel.splits),
+        split=let("split", split),
         first=let("first", first),
         end=let("end", end),
         hides=hides,

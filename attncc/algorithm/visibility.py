@@ -34,6 +34,13 @@ def visible(spec: AttentionSpec) -> ex.Expr | None:
     return functools.reduce(functools.partial(ex.op, "and"), parts) if parts else None
 
 
+def by_data(spec: AttentionSpec) -> bool:
+    """Whether only data tell how many keys a batch or head has."""
+    bounds = key_bounds(spec.mask, by_row=True)
+    read = any(isinstance(node, ex.Load) for end in (bounds.lo, bounds.hi) for node in end.walk())
+    return read or visible(spec) is not None
+
+
 def safe_maximum(spec: AttentionSpec) -> float | None:
     """What a row's maximum must be above for hidden keys to weigh nothing; None where they never weigh anything."""
     limits = [SAFE_MAXIMUM] if _biases(spec) else []

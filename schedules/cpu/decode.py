@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from attncc.algorithm.visibility import safe_maximum
+from attncc.algorithm.visibility import by_data, safe_maximum
 from attncc.schedules.family import Decisions, Declined, Family, Launch, Problem
 from attncc.spec import DOT, AttentionSpec
 from attncc.target import Target
@@ -84,7 +84,8 @@ class Decode(Family):
     def launch(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> Launch:
         n, rows = problem.batch * problem.heads // spec.group, problem.q_len * spec.group
         splits = best_splits(n, problem.kv_len, problem.threads)
-        work = work_table(problem.batch, problem.heads // spec.group, splits)
+        spread = problem.threads if splits == 1 and by_data(spec) else 1
+        work = work_table(problem.batch, problem.heads // spec.group, splits, spread)
         single: tuple[tuple[int, ...], ...] = ((1, 1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1))
         several = ((n, splits, rows, spec.value_dim), *[(n, splits, rows)] * 3)
         if safe_maximum(spec) is None:
@@ -123,8 +124,11 @@ def best_splits(heads: int, kv_len: int, threads: int) -> int:
 
 
 @lru_cache(64)
-def work_table(batch: int, kv_heads: int, splits: int) -> npt.NDArray[np.int32]:
-    """The work table of `attncc.algorithm.decode`, shared: a growing cache asks for the same one at every step."""
+def work_table(batch: int, kv_heads: int, splits: int, spread: int = 1) -> npt.NDArray[np.int32]:
+    """The work table of `attncc.algorithm.decode`, shared: a growing cache asks for the same one at every step.
+
+    `spread` deals the tiles out to so many threads in turn: each then has batches of all lengths, also of sorted ones.
+    """
     from attncc.algorithm.decode_parts import FRACTION_BITS
 
     work = np.empty((batch, kv_heads, splits, 4), np.int32)
@@ -132,4 +136,5 @@ def work_table(batch: int, kv_heads: int, splits: int) -> npt.NDArray[np.int32]:
     work[..., 1] = np.arange(kv_heads)[:, None]
     parts = (np.arange(splits + 1) << FRACTION_BITS) // splits
     work[..., 2], work[..., 3] = parts[:-1], parts[1:]
-    return work.reshape(-1, 4)
+    table = work.reshape(-1, 4)
+    return table if spread == 1 else np.concatenate([table[thread::spread] for thread in range(spread)])

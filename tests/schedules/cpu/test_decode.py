@@ -246,6 +246,13 @@ def test_launch() -> None:
     assert launch.workspaces == ((3, 2, 2, 16), (3, 2, 2), (3, 2, 2), (3, 2, 2))
 
 
+def test_launch_deals_out_heads_whose_lengths_only_data_tell() -> None:
+    """Batches sorted by length would otherwise leave all the work to the last thread."""
+    spec = zoo.case("padding", "float32", (1, 1, 1, 8)).spec
+    launch = FAMILY.launch(spec, FAMILY.decisions(spec, detect()), Problem(6, 1, 1, 4096, 2))
+    assert [row[0] for row in launch.work.tolist()] == [0, 2, 4, 1, 3, 5]
+
+
 def test_offsets_beyond_two_to_the_31() -> None:
     """Heads 2^31 elements apart, in 4 GiB of memory of which two pages are ever touched."""
     case = zoo.case("plain", "bfloat16", (1, 2, 1, 50))
