@@ -47,7 +47,7 @@ class Emitter:
         with self.graph.inserting_before(self.anchor):
             node = self.graph.call_function(target, args)
         self.made.append(node)
-        node.meta["val"] = target(*fx.map_arg(args, lambda n: n.meta["val"]))
+        node.meta["val"] = target(*fx.map_arg(args, _fake))
         for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
             if key in self.anchor.meta:
                 node.meta[key] = self.anchor.meta[key]
@@ -180,6 +180,12 @@ class Emitter:
         node, inner = self._unpacked(node, p + 1, ix.total([rest], left), sizes)
         node, outer = self._unpacked(node, p, ix.Linear(((axis, 1),), whole), sizes)
         return node, [*outer, *inner]
+
+
+def _fake(node: fx.Node) -> Any:
+    """The fake value of a node; any number where a float is known only when the graph runs: no shape depends on it."""
+    value = node.meta["val"]
+    return 1.0 if isinstance(value, torch.SymFloat) else value
 
 
 def _environment(converted: Converted) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from attncc import ir, replay
+from attncc.bodies import bodies
 from attncc.convert import Converted, convert, fix_divided_sizes
 from attncc.convert.driver import storages, written
 from attncc.emit import emit, make
@@ -75,7 +76,23 @@ def rewrite(aten: fx.GraphModule, *, verify: bool = True) -> tuple[fx.GraphModul
             warnings.warn(
                 f"{site.location}: {site.unsound}; the fused attention is not used", UnsoundFusion, stacklevel=2
             )
-    return aten, [found[name] for name in sorted(found, key=lambda n: order[_held(n, order)])], history
+    placed = [(order[_held(name, order)], site) for name, site in found.items()]
+    for caller, name, body in bodies(aten):
+        inside, more = _rewrite_body(aten, caller, body, verify)
+        placed += [(order[caller.name], site) for site in inside]
+        history += [(f"{name}: {step}", text) for step, text in more]
+    return aten, [site for _, site in sorted(placed, key=lambda p: p[0])], history
+
+
+def _rewrite_body(
+    aten: fx.GraphModule, caller: fx.Node, body: fx.GraphModule, verify: bool
+) -> tuple[list[Found], History]:
+    """Fuse the attention of a graph that an operator of `aten` runs."""
+    if caller in _differentiable(aten):
+        for node in body.graph.find_nodes(op="placeholder"):
+            node.meta["requires_grad"] = True
+    _, found, history = rewrite(body, verify=verify)
+    return found, history
 
 
 def _has_softmax(aten: fx.GraphModule) -> bool:

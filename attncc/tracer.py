@@ -16,6 +16,7 @@ from torch.amp import autocast_mode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from attncc.expand import expand
+from attncc.expand.checkpoint import forget_contexts
 
 
 def trace(gm: fx.GraphModule, fakes: Sequence[Any], example_inputs: Sequence[Any] = ()) -> fx.GraphModule:
@@ -37,6 +38,7 @@ def trace(gm: fx.GraphModule, fakes: Sequence[Any], example_inputs: Sequence[Any
         traced: fx.GraphModule = make_fx(
             lambda *args: interpreter.run(*args), pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True
         )(*fakes)
+    forget_contexts(traced)
     placeholders = (n for n in traced.graph.nodes if n.op == "placeholder")
     for node, value in zip(placeholders, fakes, strict=False):
         node.meta["requires_grad"] = torch.is_grad_enabled() and getattr(value, "requires_grad", False)

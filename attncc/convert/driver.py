@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from attncc import ir
+from attncc.bodies import bodies
 from attncc.convert.attention import is_attention
 from attncc.convert.context import LOWERINGS, Context, Unsupported, as_dtype, dtype_name, map_node, shape_of, space
 from attncc.convert.sizes import fix_attention_sizes, hints, sizes_at_hand
@@ -213,6 +214,8 @@ def _functional(name: str) -> str:
 
 def written(node: fx.Node) -> list[fx.Node]:
     """The tensors that a node changes."""
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return _written_by_bodies(node)
     schema = getattr(node.target, "_schema", None)
     if schema is None or str(node.target) in _NO_CHANGE:
         return []
@@ -222,6 +225,18 @@ def written(node: fx.Node) -> list[fx.Node]:
             given = node.args[number] if number < len(node.args) else node.kwargs.get(argument.name)
             written += [n for n in (given if isinstance(given, list | tuple) else [given]) if isinstance(n, fx.Node)]
     return written
+
+
+def _written_by_bodies(node: fx.Node) -> list[fx.Node]:
+    """All arguments of a higher-order operator, if any of its bodies changes an argument of its own."""
+    owner = node.graph.owning_module
+    for caller, _, body in bodies(owner) if owner is not None else ():
+        if caller is not node:
+            continue
+        given = {key for n in body.graph.find_nodes(op="placeholder") for key in storages(n.meta.get("val"))}
+        if any(key in given for n in body.graph.nodes for w in written(n) for key in storages(w.meta.get("val"))):
+            return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+    return []
 
 
 def storages(value: Any) -> list[int]:

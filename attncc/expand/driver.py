@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from attncc.bodies import bodies
+from attncc.expand.checkpoint import expand_checkpoint, is_checkpoint
 from attncc.expand.flex import expand_flex, is_flex
 from attncc.expand.native import expand_kernel, is_kernel
 from attncc.expand.regions import expand_regions, has_regions
@@ -19,9 +21,11 @@ def expand(gm: fx.GraphModule, example_inputs: Sequence[Any] = ()) -> fx.GraphMo
 
     `example_inputs` are the values of its arguments where they are known. Raises `regions.NotFlat`.
     """
-    if not has_regions(gm) and not any(is_flex(n) or is_kernel(n) for n in gm.graph.nodes):
+    if not _needed(gm):
         return gm
     gm = duplicate(gm)
+    for _, name, body in bodies(gm):
+        setattr(gm, name, expand(body))
     known = _known(gm, example_inputs)
     expand_regions(gm)
     for node in list(gm.graph.nodes):
@@ -29,8 +33,16 @@ def expand(gm: fx.GraphModule, example_inputs: Sequence[Any] = ()) -> fx.GraphMo
             expand_flex(gm, node, known)
         elif is_kernel(node):
             expand_kernel(gm, node)
+        elif is_checkpoint(node):
+            expand_checkpoint(gm, node)
     gm.recompile()
     return gm
+
+
+def _needed(gm: fx.GraphModule) -> bool:
+    """Whether a graph or one inside of it has anything to write out."""
+    found = any(is_flex(n) or is_kernel(n) or is_checkpoint(n) for n in gm.graph.nodes)
+    return found or has_regions(gm) or any(_needed(body) for _, _, body in bodies(gm))
 
 
 def _known(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Mapping[fx.Node, Tensor]:

@@ -189,13 +189,16 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         scalars, integers, spec = ctx.constants
-        needed = ctx.needs_input_grad[-len(ctx.saved_tensors) :]
+        saved = (
+            ctx.saved_tensors
+        )  # once: under torch.utils.checkpoint each look recomputes, and a second one is an error
+        needed = ctx.needs_input_grad[-len(saved) :]
         again = torch.is_grad_enabled()  # create_graph=True: the gradient is to be differentiable itself
         with torch.enable_grad():
             # Each operand gets an identity of its own: the same tensor may be passed as q, k and v.
             q, k, v, *extras = (
                 t if not need else t.view_as(t) if again else t.detach().requires_grad_()
-                for t, need in zip(ctx.saved_tensors, needed, strict=True)
+                for t, need in zip(saved, needed, strict=True)
             )
             outputs = eager.outputs(dispatch.parse_spec(spec), (q, k, v, extras, scalars, integers))
             wanted = [t for t, need in zip((q, k, v, *extras), needed, strict=True) if need]
