@@ -7,6 +7,7 @@ differ. What comes out is tried, in several ways, until a forward pass works.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Iterator
@@ -18,11 +19,14 @@ from torch import nn
 HEADS = 4
 VOCABULARY = 99
 LENGTH = 13
-LARGEST = 60_000_000
+LARGEST = 90_000_000
 """Parameters that a model may have to be run here."""
+LARGEST_CYCLE = 8
+"""Layers that are kept so that the first of each kind is among them."""
 
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depth",
-           "num_encoder_layers", "num_decoder_layers", "num_blocks", "num_block", "num_attention_layers")  # fmt: skip
+           "num_encoder_layers", "num_decoder_layers", "num_blocks", "num_block", "num_attention_layers",
+           "num_self_attends_per_block")  # fmt: skip
 _HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "encoder_attention_heads",
           "decoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads")  # fmt: skip
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "encoder_num_key_value_heads",
@@ -32,7 +36,7 @@ _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "embedding_di
 _INNER = ("intermediate_size", "ffn_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim", "n_inner",
           "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_hidden_size", "mlp_dim")  # fmt: skip
 _VOCABULARY = ("vocab_size", "text_vocab_size", "audio_vocab_size", "codebook_size", "vocab_size_per_layer_input",
-               "encoder_vocab_size", "decoder_vocab_size", "question_encoder_vocab_size")  # fmt: skip
+               "encoder_vocab_size", "decoder_vocab_size", "question_encoder_vocab_size", "entity_vocab_size")  # fmt: skip
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "unk_token_id", "sep_token_id")
@@ -41,84 +45,106 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_
 def configurations(config_class: Any) -> Iterator[Any]:
     """Small configurations, the boldest first."""
     default = config_class()
-    for widths in (True, False):
+    for heads in (HEADS, 16, None):
         try:
-            yield _shrunk(default, widths)
+            yield _shrunk(default, heads)
         except Exception:
             continue
     yield default
 
 
-def _shrunk(config: Any, widths: bool) -> Any:
+def _shrunk(config: Any, heads: int | None) -> Any:
     """A copy of a configuration with few layers, few words and, where asked, few heads."""
     small = copy.deepcopy(config)
     for name, value in list(vars(small).items()):
         if hasattr(value, "to_dict") and hasattr(value, "model_type"):
-            setattr(small, name, _shrunk(value, widths))
+            _set(small, name, _shrunk(value, heads))
+    if getattr(getattr(small, "backbone_config", None), "model_type", "") == "timm_backbone":
+        _plain_backbone(small)
     _fewer_layers(small)
     for name in _VOCABULARY:
         if _number(small, name, 2 * VOCABULARY):
-            setattr(small, name, VOCABULARY)
+            _set(small, name, VOCABULARY)
     for name in _TOKENS:
         if _number(small, name, VOCABULARY):
-            setattr(small, name, 1)
+            _set(small, name, 1)
     for name in list(vars(small)):
         if name.endswith(("_token_id", "_token_index")) and _number(small, name, VOCABULARY):
-            setattr(small, name, VOCABULARY - 1 - len(name) % 20)
+            _set(small, name, VOCABULARY - 1 - len(name) % 20)
     for name in _EXPERTS:
         if _number(small, name, 4):
-            setattr(small, name, 4)
+            _set(small, name, 4)
     for name in _PER_TOKEN:
-        if _number(small, name, 2):
-            setattr(small, name, 2)
+        if _number(small, name, 2) or getattr(small, name, 2) is None:
+            _set(small, name, 2)
     for name in ("n_group", "topk_group", "num_expert_group"):
         if _number(small, name, 1):
-            setattr(small, name, 1)
+            _set(small, name, 1)
     if _number(small, "image_size", 256):
         small.image_size = 224 if 224 % int(_get(small, "patch_size", 16) or 16) == 0 else 8 * int(small.patch_size)
-    if widths:
-        _fewer_heads(small)
+    if heads is not None:
+        _fewer_heads(small, heads)
     return small
 
 
+def _plain_backbone(config: Any) -> None:
+    """Transformers' own ResNet in the place of timm's, which is not installed."""
+    from transformers import ResNetConfig
+
+    _set(config, "use_timm_backbone", False)
+    stages = ["stage2", "stage3", "stage4"] if len(config.backbone_config.out_indices or ()) > 1 else ["stage4"]
+    config.backbone_config = ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1], out_features=stages
+    )
+
+
 def _fewer_layers(config: Any) -> None:
-    kinds = getattr(config, "layer_types", None)
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     layers = 2
     if isinstance(kinds, list | tuple) and kinds:
         unique = list(dict.fromkeys(kinds))
-        kinds = unique if len(unique) > 1 else unique * 2
+        until = next(n for n in range(1, len(kinds) + 1) if len(set(kinds[:n])) == len(unique))
+        kinds = kinds[: max(2, until)] if until <= LARGEST_CYCLE else unique
         layers = len(kinds)
     full = {getattr(config, n, None) for n in _LAYERS}
     for name, value in list(vars(config).items()):
         if isinstance(value, list | tuple) and len(value) in full and len(value) > layers and name != "layer_types":
-            setattr(config, name, type(value)(value[:layers]))
+            _set(config, name, type(value)(value[:layers]))
     for name in _LAYERS:
         if _number(config, name, layers):
-            setattr(config, name, layers)
+            _set(config, name, layers)
     if isinstance(kinds, list | tuple) and kinds:
-        config.layer_types = list(kinds)
+        _set(config, "layer_types", list(kinds))
     for name in ("depths", "num_layers_per_stage", "layers_per_stage", "stage_depths", "blocks_per_stage"):
         value = getattr(config, name, None)
         if isinstance(value, list | tuple) and all(isinstance(x, int) for x in value):
-            setattr(config, name, type(value)(min(x, 2) for x in value))
+            _set(config, name, type(value)(min(x, 2) for x in value))
 
 
-def _fewer_heads(config: Any) -> None:
-    """Four heads, or the least number above that divides theirs; every width in the same proportion."""
-    heads = next((getattr(config, n) for n in _HEADS if _number(config, n, HEADS)), None)
+def _fewer_heads(config: Any, wanted: int) -> None:
+    """As many heads as wanted, or the least number above that divides theirs; every width in the same proportion."""
+    heads = next((getattr(config, n) for n in _HEADS if _number(config, n, wanted)), None)
     if heads is None:
         return
-    few = next((n for n in range(HEADS, 9) if heads % n == 0), HEADS)
+    few = next((n for n in range(wanted, 2 * wanted + 1) if heads % n == 0), wanted)
     for name in (*_HEADS, *_KV_HEADS):
         value = getattr(config, name, None)
         if isinstance(value, int) and not isinstance(value, bool):
-            setattr(config, name, max(1, value * few // heads))
+            _set(config, name, max(1, value * few // heads))
+        elif hasattr(config, name) and name == "num_key_value_heads":
+            _set(config, name, few)
     for name in (*_WIDTHS, *_INNER):
         value = getattr(config, name, None)
         if isinstance(value, int) and value % heads == 0:
-            setattr(config, name, value // heads * few)
+            _set(config, name, value // heads * few)
         elif name in _INNER and _number(config, name, 128):
-            setattr(config, name, 128)
+            _set(config, name, 128)
+
+
+def _set(config: Any, name: str, value: Any) -> None:
+    """Set an attribute where the configuration lets it be set."""
+    with contextlib.suppress(NotImplementedError, AttributeError):
+        setattr(config, name, value)
 
 
 def _get(config: Any, name: str, default: Any) -> Any:
@@ -157,6 +183,11 @@ def candidates(model: nn.Module) -> Iterator[dict[str, Any]]:
         if n in names
         for f in (frames, 8)
     ]
+    if "flattened_patches" in names:
+        patches = {"flattened_patches": torch.rand(2, 12, 2 + 16 * 16 * 3)}
+        groups_of_patches = [patches | decoder, patches]
+    else:
+        groups_of_patches = []
     mel = int(_get(config, "num_mel_bins", 0) or _get(config, "input_feat_per_channel", 0) or 80)
     steps = 2 * int(_get(config, "max_source_positions", 60) or 60)
     features = [
@@ -176,6 +207,7 @@ def candidates(model: nn.Module) -> Iterator[dict[str, Any]]:
     if text and image:
         groups.append(text | image)
     groups += [text, *([image | decoder] if image else []), *([image] if image else []), *videos]
+    groups += groups_of_patches
     groups += [f | decoder for f in [*wave, *features]] + [*wave, *features]
     groups += [{n: t} for n, t in states.items()]
     if "past_values" in names:
@@ -194,23 +226,23 @@ def _wake(model: nn.Module) -> None:
 
 
 def build(config_class: Any, model_class: Any, implementation: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A small random model that runs, and inputs for it. Raises RuntimeError with the last failure where none does."""
-    problem: Exception | str = "no configuration"
+    """A small random model that runs, and inputs for it. Raises RuntimeError with every failure where none does."""
+    problems: list[Exception | str] = []
     for config in configurations(config_class):
         try:
             with torch.device("meta"):
                 size = sum(p.numel() for p in model_class(copy.deepcopy(config)).parameters())
         except Exception as error:
-            problem = error
+            problems.append(error)
             continue
         if size > LARGEST:
-            problem = f"{size / 1e6:.0f} million parameters"
+            problems.append(f"{size / 1e6:.0f} million parameters")
             continue
         torch.manual_seed(0)
         try:
             model = model_class._from_config(copy.deepcopy(config), attn_implementation=implementation).eval()
         except Exception as error:
-            problem = error
+            problems.append(error)
             continue
         _wake(model)
         for inputs in candidates(model):
@@ -219,5 +251,5 @@ def build(config_class: Any, model_class: Any, implementation: str) -> tuple[nn.
                     model(**inputs)
                 return model, inputs
             except Exception as error:
-                problem = error
-    raise RuntimeError(problem if isinstance(problem, str) else f"{type(problem).__name__}: {problem}")
+                problems.append(error)
+    raise RuntimeError("; ".join(dict.fromkeys(f"{type(p).__name__}: {p}"[:200] for p in problems)))
