@@ -32,6 +32,8 @@ _LONG = 96
 """A fixed length from here on is replayed as one of `_SHORT`."""
 _SHORT = (23, 31)
 _PRIMES = (3, 5, 7, 2, 11, 13)
+_OF_KIND = {f"aten.{name}.default": 1 for name in ("type_as", "expand_as", "view_as", "reshape_as")}
+"""Operators with an argument that lends a shape or a dtype, and its number."""
 _SCALAR = 0.35
 """Stands for every number that is known only at run time."""
 
@@ -88,7 +90,7 @@ def cone(target: fx.Node, leaves: Iterable[fx.Node]) -> list[fx.Node]:
         node = stack.pop()
         if node in stop or isinstance(node.meta.get("val"), torch.SymInt):
             continue
-        for read in node.all_input_nodes:
+        for read in _read(node):
             if read not in needed:
                 needed.add(read)
                 stack.append(read)
@@ -102,6 +104,17 @@ def cone(target: fx.Node, leaves: Iterable[fx.Node]) -> list[fx.Node]:
                     needed.add(other)
                     stack.append(other)
     return [n for n in order if n in needed]
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """The arguments whose elements an operator reads: not those that lend a shape or a dtype only (`type_as`)."""
+    name = str(node.target)
+    of_kind = _OF_KIND.get(name, 0 if name.startswith("aten.new_") or "_like." in name else None)
+    if of_kind is None:
+        return node.all_input_nodes
+    model = node.args[of_kind]
+    others = [*node.args[:of_kind], *node.args[of_kind + 1 :], *node.kwargs.values()]
+    return [n for n in node.all_input_nodes if n is not model or n in others]
 
 
 def _choices(nodes: Sequence[fx.Node], lengths: Sequence[int]) -> Iterator[Sizes]:
@@ -167,6 +180,13 @@ def _sample(fake: Any, sizes: Sizes, trial: str, generator: torch.Generator) -> 
 def _run(nodes: Sequence[fx.Node], target: fx.Node, given: Mapping[fx.Node, Any], sizes: Sizes) -> Tensor:
     """`target` computed in float64 from the given leaves."""
     values: dict[fx.Node, Any] = {}
+
+    def value(read: fx.Node) -> Any:
+        """What an argument is: of one that lends its shape only, anything of that shape."""
+        if read not in values:
+            values[read] = _sample(read.meta["val"], sizes, "visible", torch.Generator().manual_seed(0))
+        return values[read]
+
     for node in nodes:
         fake = node.meta.get("val")
         if node in given:
@@ -179,7 +199,7 @@ def _run(nodes: Sequence[fx.Node], target: fx.Node, given: Mapping[fx.Node, Any]
             values[node] = float(number) if number.is_number else _SCALAR
         elif node.op == "call_function":
             args, kwargs = (map_aggregate(x, partial(_small, sizes)) for x in (node.args, node.kwargs))
-            values[node] = _call(node, fx.map_arg(args, values.__getitem__), fx.map_arg(kwargs, values.__getitem__))
+            values[node] = _call(node, fx.map_arg(args, value), fx.map_arg(kwargs, value))
         elif node.op == "get_attr" and isinstance(fake, Tensor):
             values[node] = _sample(fake, sizes, "random", torch.Generator().manual_seed(1))
         else:

@@ -36,7 +36,8 @@ _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "embedding_di
 _INNER = ("intermediate_size", "ffn_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim", "n_inner",
           "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_hidden_size", "mlp_dim")  # fmt: skip
 _VOCABULARY = ("vocab_size", "text_vocab_size", "audio_vocab_size", "codebook_size", "vocab_size_per_layer_input",
-               "encoder_vocab_size", "decoder_vocab_size", "question_encoder_vocab_size", "entity_vocab_size")  # fmt: skip
+               "encoder_vocab_size", "decoder_vocab_size", "question_encoder_vocab_size",
+               "entity_vocab_size")  # fmt: skip
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "unk_token_id", "sep_token_id")
