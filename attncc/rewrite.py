@@ -30,6 +30,8 @@ from attncc.verify import verify as verify_graph
 
 log = logging.getLogger("attncc")
 History = list[tuple[str, str]]
+Fused = tuple[set[str], list[fx.Node]]
+"""What a fused site takes the place of, and what it reads."""
 _REPLAYED: dict[Any, str | None] = {}
 """Results by everything that a replay depends on: the layers of a model are alike."""
 
@@ -113,8 +115,9 @@ def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], Hist
             history.append((run.__name__, str(graph)))
     found: dict[str, Found] = {}
     differentiable = _differentiable(aten)
+    fused: list[Fused] = []
     for site in sites(graph, converted):
-        found |= _fuse(aten, converted, site, graph.hints, verify, differentiable)
+        found |= _fuse(aten, converted, site, graph.hints, verify, differentiable, fused)
     for name, reason in near_misses(before, graph):
         held = _held(name, converted.sources)
         found[held] = Found(False, *location(converted.sources[held].node), reason=reason)
@@ -148,19 +151,25 @@ def _fuse(
     hints: Mapping[str, int],
     verify: bool,
     differentiable: set[fx.Node],
+    fused: list[Fused],
 ) -> dict[str, Found]:
-    """Put the attentions of a site into the graph, if they stand the replay."""
+    """Put the attentions of a site into the graph, if they stand the replay; `fused` are those that did."""
     originals = [converted.sources[name].node for name in site.roots]
-    found = {n.name: _found(n, originals[-1], hints) for n in site.attentions}
-    emitter = Emitter(converted, originals[0], site.new, make)
+    found = {n.name: _found(n, originals[0], hints) for n in site.attentions}
+    first, *_, last = sorted([*originals, originals[0]], key=converted.positions.__getitem__)
+    emitter = Emitter(converted, first, site.new, make)
     try:
-        _check_modes(converted, site, originals[-1])
-        _check_unchanged(aten, originals[:-1])
-        # The result itself first: it says how the operator lays it out.
-        results = {n: emit(emitter, name, n) for name, n in reversed(list(zip(site.roots, originals, strict=True)))}
+        _check_modes(converted, site, last)
+        _check_unchanged(aten, originals[1:])
+        results = {n: emit(emitter, name, n) for name, n in zip(site.roots, originals, strict=True)}
         if verify:
+            leaves = [emitter.value(name) for name in site.leaves]
+            covers = {name for node in site.attentions for name in node.covers}
+            # Behind a site that shares weights with this one, the original reads what that one reads.
+            shared = [leaf for other, leaves in fused if other & covers for leaf in leaves]
             for original, result in results.items():
-                _replay(emitter, site, original, result)
+                _replay(site, original, result, list(dict.fromkeys([*leaves, *shared])))
+            fused.append((covers, leaves))
     except Refused as refused:
         emitter.undo()
         for one in found.values():
@@ -207,9 +216,8 @@ class Unsound(Refused):
     """The replay saw a difference."""
 
 
-def _replay(emitter: Emitter, site: Site, original: fx.Node, result: fx.Node) -> None:
+def _replay(site: Site, original: fx.Node, result: fx.Node, leaves: list[fx.Node]) -> None:
     """Raises Refused where the emitted nodes do not compute what the original does."""
-    leaves = [emitter.value(name) for name in site.leaves]
     sizes = [product(n.sizes[a] for a in dict(n.roles)[role]) for n in site.attentions for role in "ij"]
     lengths = [n for n in sizes if isinstance(n, int)]
     try:

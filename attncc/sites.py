@@ -15,7 +15,7 @@ class Site:
 
     attentions: tuple[ir.Attention, ...]
     roots: tuple[str, ...]
-    """The values made here that FX nodes hold, in the order of the program."""
+    """The values made here that FX nodes hold, the attentions' own results first."""
     new: Mapping[str, ir.Node]
     """All nodes that FX nodes have to be made for."""
 
@@ -53,7 +53,7 @@ def sites(graph: ir.Graph, converted: Converted) -> list[Site]:
             found.remove(other)
             attentions = [*other.attentions, *attentions]
             roots, path = {**dict.fromkeys(other.roots), **roots}, {**other.new, **path}
-        order = sorted(roots, key=lambda r: converted.positions[converted.sources[r].node])
+        order = sorted(roots, key=lambda r: not isinstance(path[r], ir.Attention))
         found.append(Site(tuple(attentions), tuple(order), {**made, **path}))
     return found
 

@@ -17,6 +17,7 @@ from attncc import expr as ex
 from attncc import index as ix
 from attncc import ir
 from attncc.passes.build_spec import SpecBuilder
+from attncc.passes.leaks import Candidate, known_values, with_outputs
 from attncc.passes.operand_dtype import before_cast, common_dtype
 from attncc.passes.pointwise import is_attention, match_pointwise, split_zero
 from attncc.passes.read import Reader, is_parameter
@@ -32,33 +33,67 @@ from attncc.symbolic import Dim, product, value
 
 def fuse_attention(graph: ir.Graph) -> ir.Graph:
     """The graph with every weighted sum that can be fused replaced by an Attention of the same name."""
-    tried = [why_not(graph, node) for node in graph if isinstance(node, ir.Contract)]
-    fused = [node for node in tried if isinstance(node, ir.Attention)]
+    fused, _ = examine(graph)
     return graph.with_nodes(fused, "fuse_attention").without_dead()
 
 
-def why_not(graph: ir.Graph, contract: ir.Contract) -> ir.Attention | Refused | None:
-    """The Attention that a product is, why it is none, or None for a product that has nothing to do with a softmax."""
+def examine(graph: ir.Graph) -> tuple[list[ir.Node], dict[str, Refused]]:
+    """The attentions of a graph with their further outputs, and by product why others are none."""
+    if _LAST and _LAST[0][0] is graph:
+        return _LAST[0][1]
+    candidates: dict[str, Candidate] = {}
+    refused: dict[str, Refused] = {}
+    for node in graph:
+        if isinstance(node, ir.Contract):
+            found = _candidate(graph, node)
+            if isinstance(found, Candidate):
+                candidates[node.name] = found
+            elif found is not None:
+                refused[node.name] = found
+    result = _standing(graph, candidates, refused), refused
+    _LAST[:] = [(graph, result)]
+    return result
+
+
+_LAST: list[tuple[ir.Graph, tuple[list[ir.Node], dict[str, Refused]]]] = []
+"""The graph that was examined last: what is fused and what is not are asked for one after the other."""
+
+
+def _candidate(graph: ir.Graph, contract: ir.Contract) -> Candidate | Refused | None:
+    """The attention that a product is, why it is none, or None for one that has nothing to do with attention."""
     try:
-        return fuse(graph, contract)
-    except Refused as refused:
-        return refused
+        while True:
+            try:
+                return _fused(graph, contract)
+            except ix.NeedsSplit as split:
+                contract = contract.split(split.axis, split.inner)  # type: ignore[assignment]
+    except Refused as reason:
+        return reason
     except LookupError:
         return None
     except ValueError as error:  # a size that no expression can say
         return Refused(str(error), contract.name)
 
 
-def fuse(graph: ir.Graph, contract: ir.Contract) -> ir.Attention:
-    """The Attention that a product is. Raises Refused, and LookupError where no operand is a softmax."""
+def _standing(graph: ir.Graph, candidates: dict[str, Candidate], refused: dict[str, Refused]) -> list[ir.Node]:
+    """The attentions that nothing else depends on the inside of; those that fall take with them what relied on them."""
     while True:
-        try:
-            return _fused(graph, contract)
-        except ix.NeedsSplit as split:
-            contract = contract.split(split.axis, split.inner)  # type: ignore[assignment]
+        made: list[ir.Node] = []
+        covers = {name: {name, *c.covers} for name, c in candidates.items()}
+        for name, candidate in candidates.items():
+            others = {n for other, nodes in covers.items() if other != name for n in nodes}
+            try:
+                made += with_outputs(graph, candidate, others, {n.name for n in made if isinstance(n, ir.Output)})
+            except Refused as reason:
+                refused[name] = reason
+                del candidates[name]
+                break
+        else:
+            return made
 
 
-def _fused(graph: ir.Graph, contract: ir.Contract) -> ir.Attention:
+def _fused(graph: ir.Graph, contract: ir.Contract) -> Candidate:
+    """The attention that a product is. Raises Refused, and LookupError where no operand can be its weights."""
     if len(contract.operands) != 2 or not contract.reduced:
         raise LookupError("not a weighted sum")
     pairs = (contract.operands, contract.operands[::-1])
@@ -68,7 +103,7 @@ def _fused(graph: ir.Graph, contract: ir.Contract) -> ir.Attention:
         if weights is not None:
             score = score_product(reader, contract, weights.x)
             roles = assign(contract, access, score.q, score.k, v)
-            return _attention(reader, contract, weights, score, roles, v)
+            return _attention(reader, contract, weights, score, roles, (access, v))
     for access, v in pairs:
         reader = Reader(graph, contract.sizes)
         weights = None if is_parameter(graph, v) else match_pointwise(reader, contract, access)
@@ -80,15 +115,21 @@ def _fused(graph: ir.Graph, contract: ir.Contract) -> ir.Attention:
         except Refused:  # a product of the right shape is not even nearly an attention
             continue
         if is_attention(graph, weights.x, score, v, roles):
-            return _attention(reader, contract, weights, score, roles, v)
+            return _attention(reader, contract, weights, score, roles, (access, v))
     raise LookupError("no operand is a weight of attention")
 
 
 def _attention(
-    reader: Reader, contract: ir.Contract, weights: Weights, score: ScoreProduct, roles: Roles, v: ir.Access
-) -> ir.Attention:
+    reader: Reader,
+    contract: ir.Contract,
+    weights: Weights,
+    score: ScoreProduct,
+    roles: Roles,
+    operands: tuple[ir.Access, ir.Access],
+) -> Candidate:
     graph, sizes = reader.graph, score.sizes
-    covers = covered(reader, contract, weights, score.load.tensor)
+    access, v = operands
+    covers = covered(reader, weights, score.load.tensor)
     roles = _with_fixed_group(graph, roles, score)
     axes_by_role = {"b": roles.b, "h": roles.h, "i": roles.i, "j": roles.j}
     (q, *dtypes), (k, *other), (v, *last) = (before_cast(graph, a, sizes) for a in (score.q, score.k, v))
@@ -135,11 +176,12 @@ def _attention(
     if any(e.dtype not in ex.DTYPES for e in builder.declared):
         raise Refused("the mask or bias has a dtype that no kernel reads", contract.name)
     all_roles = (*axes_by_role.items(), ("r", roles.r), ("d", score.inner), ("c", score.rows), ("e", roles.e))
-    return ir.Attention(
+    attention = ir.Attention(
         contract.name, contract.dtype, tuple(sizes.items()), contract.dims,
         q, k, v, weight, tuple(builder.extras), spec, all_roles,
         tuple(builder.scalars), tuple(builder.integers), tuple(static), covers,
     )  # fmt: skip
+    return Candidate(attention, score.load.tensor, frozenset(covers), known_values(graph, access, sizes, weights.rows))
 
 
 def _masked(weights: Weights, score: ex.Load, name: str) -> tuple[ex.Expr, ex.Expr | None, float, str]:

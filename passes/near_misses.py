@@ -6,20 +6,15 @@ from collections.abc import Iterator
 
 from attncc import expr as ex
 from attncc import ir
-from attncc.passes.fuse_attention import why_not
-from attncc.passes.refused import Refused
+from attncc.passes.fuse_attention import examine
 from attncc.symbolic import Dim
 
 
 def near_misses(before: ir.Graph, after: ir.Graph) -> Iterator[tuple[str, str]]:
     """Name and reason of each. `before` is the graph that `fuse_attention` saw, `after` what it made."""
-    reasons = {}
     fused = {n.name for n in after if isinstance(n, ir.Attention)}
-    for node in before:
-        if isinstance(node, ir.Contract) and node.name not in fused:
-            reason = why_not(before, node)
-            if isinstance(reason, Refused):
-                reasons[node.name] = reason.reason
+    _, refused = examine(before)
+    reasons = {name: reason.reason for name, reason in refused.items()}
     yield from reasons.items()
     for node in before:
         if isinstance(node, ir.Opaque) and "scaled_dot_product_attention" in node.op:

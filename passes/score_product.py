@@ -83,18 +83,11 @@ def _weight(operands: list[ir.Access], summed: set[str]) -> ir.Access | None:
     return None
 
 
-def covered(reader: Reader, contract: ir.Contract, weights: Weights, score: str) -> tuple[str, ...]:
-    """The nodes between score product and weighted sum. Raises Refused where anything else reads one of them."""
+def covered(reader: Reader, weights: Weights, score: str) -> tuple[str, ...]:
+    """The nodes between the score product (included) and the weighted sum, in order."""
     inside = {score, *reader.through, *weights.reductions}
     covered = {score}
     for name in reader.graph.nodes:
         if name in inside and any(r in covered for r in reader.graph.nodes[name].reads):
             covered.add(name)
-    for name in covered:
-        others = [u.name for u in reader.graph.users(name) if u.name not in covered and u.name != contract.name]
-        if name in reader.graph.outputs:
-            others.append("the caller")
-        if others:
-            what = "scores" if name == score else "attention weights"
-            raise Refused(f"the {what} are also used by {others[0]}, and a fused kernel does not return them", name)
     return tuple(name for name in reader.graph.nodes if name in covered)

@@ -134,8 +134,22 @@ def _normalized(form: LogForm, total: ex.Expr, statistics: Statistics, zero: boo
         zero = True
     sink = _sink(parts.terms, form, statistics, name)
     seen = () if inner.conditions else form.conditions
-    shifted = bool(form.shifts)
-    return Weights(x, "softmax", "zero" if zero else "nan", tuple(statistics.used), sink, shifted, seen)
+    rows = {} if sink is not None else _rows(form, parts.sums[0], statistics)
+    empty_row, shifted = "zero" if zero else "nan", bool(form.shifts)
+    return Weights(x, "softmax", empty_row, tuple(statistics.used), sink, shifted, rows, seen)
+
+
+def _rows(form: LogForm, total: ex.Load, statistics: Statistics) -> dict[str, tuple[str, ir.Access]]:
+    """Maximum and sum of a softmax that is shifted by the maximum of x and nothing else."""
+    ((shift, coefficient), *others) = [*form.shifts.items()] or [(None, 0.0)]
+    if others or not isinstance(shift, ex.Load) or abs(coefficient + 1) > 1e-9:
+        return {}
+    of = statistics.reduced(shift, "max")
+    found = None if of is None else log_form(op("exp", of), statistics)
+    if found is None or found.shifts or not same_body(found, form):
+        return {}
+    accesses = statistics.reader.accesses
+    return {shift.tensor: ("max", accesses[shift]), total.tensor: ("sum", accesses[total])}
 
 
 def _sink(terms: list[ex.Expr], form: LogForm, statistics: Statistics, name: str) -> ex.Expr | None:
