@@ -43,11 +43,12 @@ def _division(
 ) -> tuple[ir.Node, ...] | None:
     if not isinstance(product, ex.Arg) or not isinstance(node.body, ex.Op):
         return None
-    access = node.operands[product.number]
+    access, operator = node.operands[product.number], node.body.name
     contract = nodes[access.value]
     used = sorted({leaf.number for leaf in factor.walk() if isinstance(leaf, ex.Arg)})
-    plain = isinstance(contract, ir.Contract) and len(contract.operands) == 2 and contract.dtype == node.dtype
-    if not plain or not used or product.number in used or any(isinstance(x, ex.Index) for x in factor.walk()):
+    if not isinstance(contract, ir.Contract) or len(contract.operands) != 2 or contract.dtype != node.dtype:
+        return None
+    if not used or product.number in used or any(isinstance(x, ex.Index) for x in factor.walk()):
         return None
     sums = {name for n in used for name in _sums(node.operands[n].value, nodes)}
     if not sums:
@@ -71,7 +72,7 @@ def _division(
         if not moving <= axes_of(weights) or not sums & _made_of(weights.value, nodes):
             continue
         own = tuple(a for a in sizes if a in axes_of(weights))
-        body = ex.op(node.body.name, ex.Arg(0, node.dtype), _renumbered(factor, used))
+        body = ex.op(operator, ex.Arg(0, node.dtype), _renumbered(factor, used))
         name, dims = f"{node.name}.weights", tuple((a,) for a in own)
         divided = ir.Map(name, node.dtype, tuple((a, sizes[a]) for a in own), dims, (weights, *divisors), body)
         operands = (ir.Access(name, tuple(ix.axis(a) for a in own)), values)

@@ -19,7 +19,7 @@ from attncc import ir
 from attncc.passes.build_spec import SpecBuilder
 from attncc.passes.leaks import Candidate, known_values, with_outputs
 from attncc.passes.operand_dtype import before_cast, common_dtype
-from attncc.passes.pointwise import is_attention, match_pointwise, split_zero
+from attncc.passes.pointwise import check_pointwise, is_attention, match_pointwise, split_zero
 from attncc.passes.read import Reader, is_parameter
 from attncc.passes.refused import Refused
 from attncc.passes.roles import Roles, assign, axes_of
@@ -115,6 +115,7 @@ def _fused(graph: ir.Graph, contract: ir.Contract) -> Candidate:
         except Refused:  # a product of the right shape is not even nearly an attention
             continue
         if is_attention(graph, weights.x, score, v, roles):
+            check_pointwise(reader, contract, weights.x)
             return _attention(reader, contract, weights, score, roles, (access, v))
     raise LookupError("no operand is a weight of attention")
 

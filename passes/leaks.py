@@ -153,8 +153,13 @@ class _Search:
         index = tuple(ix.merged(d, node.sizes).substitute(at) for d in node.dims)
         return kind, ir.Access(node.name, index)
 
+    def _is_score(self, name: str) -> bool:
+        """Whether a value comes before the softmax: made of the score product, and of no sum or maximum over the keys."""
+        node = self.graph.nodes[name]
+        return not isinstance(node, ir.Reduce) and all(self._is_score(r) for r in node.reads if r in self.covers)
+
     def _refuse(self, name: str, reader: str) -> None:
-        what = "scores" if name == self.candidate.score else "attention weights"
+        what = "scores" if self._is_score(name) else "attention weights"
         raise Refused(f"the {what} are also used by {reader}, and a fused kernel does not return them", name)
 
 

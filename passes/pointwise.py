@@ -7,12 +7,14 @@ the data; a product of three without anything between is none either: it is bett
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 from attncc import expr as ex
 from attncc import ir
 from attncc.expr import op
 from attncc.passes.logform import uncast
 from attncc.passes.read import Reader
+from attncc.passes.refused import Refused
 from attncc.passes.roles import Roles, axes_of
 from attncc.passes.score_product import ScoreProduct
 from attncc.passes.simplify import inverted
@@ -27,10 +29,16 @@ def match_pointwise(reader: Reader, contract: ir.Contract, access: ir.Access) ->
     x = uncast(reader.read(access))
     if isinstance(x, ex.Load) or not any(isinstance(node, ex.Load) for node in x.walk()):
         return None
+    return Weights(x, "none")
+
+
+def check_pointwise(reader: Reader, contract: ir.Contract, x: ex.Expr) -> None:
+    """Raises Refused for weights that are made of reductions over the keys, too."""
     statistics = Statistics(reader, contract, x)
     if any(isinstance(node, ex.Load) and statistics.is_reduction(node) for node in x.walk()):
-        return None
-    return Weights(x, "none")
+        raise Refused(
+            "the weights are divided by a sum of something other than the exponentials of the scores", contract.name
+        )
 
 
 def is_attention(graph: ir.Graph, x: ex.Expr, score: ScoreProduct, v: ir.Access, roles: Roles) -> bool:
@@ -152,7 +160,7 @@ def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
 
-_FUNCTIONS = {
+_FUNCTIONS: Mapping[str, Callable[..., float]] = {
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": lambda a, b: a / b,
     "max": max, "min": min, "neg": lambda a: -a, "abs": abs, "exp": math.exp, "exp2": lambda a: 2.0**a,
     "sigmoid": _sigmoid, "tanh": math.tanh, "erf": math.erf, "sqrt": math.sqrt, "pow": math.pow,

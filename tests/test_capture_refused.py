@@ -87,12 +87,6 @@ def keys_changed_before_the_end(q, k, v):
 
 
 @refused("also used by", *qkv())
-def weights_returned(q, k, v):
-    p = weights(q, k)
-    return p @ v, p
-
-
-@refused("also used by", *qkv())
 def scores_used_again(q, k, v):
     x = q @ k.mT
     return x.softmax(-1) @ v + x.sum(-1, keepdim=True)
