@@ -5,12 +5,13 @@
                                                         %s = map %s.unscaled[i, j]: _0 * 0.125
 
 A factor is a number or a value without dimensions, on either operand, as a product or a divisor. Only products that
-become the arguments of an exponential are changed: the results of others, a projection's or an attention's, are read
-as the program computes them.
+become the arguments of an exponential, or have exponentials for weights, are changed: the results of others are read as
+the program computes them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from attncc import expr as ex
@@ -24,12 +25,12 @@ _EXPONENTIALS = ("exp", "exp2", "sigmoid")
 def hoist_scale(graph: ir.Graph) -> ir.Graph:
     """The graph with scalar factors of product operands applied to the product instead."""
     made: dict[str, ir.Node] = {}
-    scores = _scores(graph)
+    scores = _scores(graph) | _weighted(graph)
     for node in graph:
         maps: list[ir.Map] = []
         score = node.name in scores
         while score and isinstance(node, ir.Contract):
-            hoisted = _hoisted(node, made)
+            hoisted = _hoisted(node, made, graph.nodes)
             if hoisted is None:
                 break
             node, scaled = hoisted
@@ -40,7 +41,9 @@ def hoist_scale(graph: ir.Graph) -> ir.Graph:
 
 def _scores(graph: ir.Graph) -> set[str]:
     """The products that reach an exponential or a reduction with nothing but Maps and Views between."""
-    stack = [n for n in graph if isinstance(n, ir.Reduce) or (isinstance(n, ir.Map) and _is_exponential(n.body))]
+    stack: list[ir.Node] = [
+        n for n in graph if isinstance(n, ir.Reduce) or (isinstance(n, ir.Map) and _is_exponential(n.body))
+    ]
     seen = {n.name for n in stack}
     while stack:
         for name in stack.pop().reads:
@@ -52,12 +55,28 @@ def _scores(graph: ir.Graph) -> set[str]:
     return {name for name in seen if isinstance(graph.nodes[name], ir.Contract)}
 
 
+def _weighted(graph: ir.Graph) -> set[str]:
+    """The products that read an exponential with nothing but Maps and Views between."""
+    stack: list[ir.Node] = [n for n in graph if isinstance(n, ir.Map) and _is_exponential(n.body)]
+    seen, found = {n.name for n in stack}, set()
+    while stack:
+        for user in graph.users(stack.pop().name):
+            if isinstance(user, ir.Contract):
+                found.add(user.name)
+            elif isinstance(user, ir.Map | ir.View) and user.name not in seen:
+                seen.add(user.name)
+                stack.append(user)
+    return found
+
+
 def _is_exponential(body: ex.Expr) -> bool:
     return any(isinstance(part, ex.Op) and part.name in _EXPONENTIALS for part in body.walk())
 
 
-def _hoisted(contract: ir.Contract, nodes: dict[str, ir.Node]) -> tuple[ir.Contract, ir.Map] | None:
-    """The product without one factor, and the Map that applies it."""
+def _hoisted(
+    contract: ir.Contract, nodes: dict[str, ir.Node], known: Mapping[str, ir.Node]
+) -> tuple[ir.Contract, ir.Map] | None:
+    """The product without one factor, and the Map that applies it. `known` are the nodes before this pass."""
     for number, access in enumerate(contract.operands):
         producer = nodes[access.value]
         if not isinstance(producer, ir.Map):
@@ -67,6 +86,8 @@ def _hoisted(contract: ir.Contract, nodes: dict[str, ir.Node]) -> tuple[ir.Contr
         if found is None or bound is None:
             continue
         moving, name, factor, scalars = found
+        if producer.operands[moving].value not in known:
+            continue  # the product behind it is one of this pass: no value that the program computes
         operands = list(contract.operands)
         operands[number] = producer.operands[moving].substitute(bound)
         inner = replace(contract, name=f"{contract.name}.unscaled", operands=tuple(operands))

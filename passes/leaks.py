@@ -130,10 +130,10 @@ class _Search:
         """The covered node that computes the same."""
         if not isinstance(node, ir.Map | ir.Reduce | ir.View):
             return None
-        same = replace(node, name="", **_renamed(node, self.twins))
+        same = _renamed(node, self.twins)
         for name in self.covers:
             other = self.graph.nodes[name]
-            if type(other) is type(node) and replace(other, name="", **_renamed(other, self.twins)) == same:
+            if type(other) is type(node) and _renamed(other, self.twins) == same:
                 return name
         return None
 
@@ -154,7 +154,7 @@ class _Search:
         return kind, ir.Access(node.name, index)
 
     def _is_score(self, name: str) -> bool:
-        """Whether a value comes before the softmax: made of the score product, and of no sum or maximum over the keys."""
+        """Whether a value comes before the softmax: made of the score product, of no sum or maximum over the keys."""
         node = self.graph.nodes[name]
         return not isinstance(node, ir.Reduce) and all(self._is_score(r) for r in node.reads if r in self.covers)
 
@@ -163,9 +163,10 @@ class _Search:
         raise Refused(f"the {what} are also used by {reader}, and a fused kernel does not return them", name)
 
 
-def _renamed(node: ir.Node, names: Mapping[str, str]) -> dict[str, object]:
+def _renamed(node: ir.Node, names: Mapping[str, str]) -> ir.Node:
+    """A node without its name that reads others by the names of those they repeat."""
     reads = tuple(replace(a, value=names.get(a.value, a.value)) for a in node.accesses)
-    return {"operands": reads} if isinstance(node, ir.Map) else {"operand": reads[0]}
+    return replace(node, name="").with_accesses(reads)
 
 
 def _merge(index: ix.Linear, size: Dim, sizes: Mapping[str, Dim]) -> tuple[str, ...] | None:

@@ -141,8 +141,8 @@ def _normalized(form: LogForm, total: ex.Expr, statistics: Statistics, zero: boo
 
 def _rows(form: LogForm, total: ex.Load, statistics: Statistics) -> dict[str, tuple[str, ir.Access]]:
     """Maximum and sum of a softmax that is shifted by the maximum of x and nothing else."""
-    ((shift, coefficient), *others) = [*form.shifts.items()] or [(None, 0.0)]
-    if others or not isinstance(shift, ex.Load) or abs(coefficient + 1) > 1e-9:
+    shift, *others = form.shifts or (None,)
+    if others or not isinstance(shift, ex.Load) or abs(form.shifts[shift] + 1) > 1e-9:
         return {}
     of = statistics.reduced(shift, "max")
     found = None if of is None else log_form(op("exp", of), statistics)

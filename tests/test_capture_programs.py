@@ -27,12 +27,12 @@ def check(program: Program, dynamic: bool) -> None:
     actual, expected = (x if isinstance(x, tuple) else (x,) for x in (seen.result, expected))
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a.double(), e.double(), atol=2e-4, rtol=2e-4, equal_nan=True)
-    if program.wrong == "weights returned":
+    if program.wrong == "weights masked":
+        return  # right where the scores were masked alike
+    if program.wrong in ("", "weights returned"):
         assert len(seen.fused) == 1, seen.reasons
-    elif program.wrong:
-        assert not seen.fused
     else:
-        assert len(seen.fused) == 1, seen.reasons
+        assert not seen.fused
 
 
 @given(programs(), st.booleans())
