@@ -3,6 +3,9 @@
 TVM gives each thread a contiguous run of the work table, equal in the number of rows. So heads follow each other (a
 head's k and v stay in the cache while its tiles run), and within a head heavy and light tiles alternate: wherever the
 table is cut, both parts are about as heavy as they are long, also when a single head is shared by all threads.
+
+What a tensor hides is not known here. Where it may differ by batch (padding), each thread gets heads of all batches;
+where it may differ by row, it is taken to grow as under a causal mask, the most uneven of the common ones.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import numpy.typing as npt
 
 from attncc import expr as ex
 from attncc.algorithm.bounds import key_bounds
+from attncc.algorithm.knowledge import biases_of
 from attncc.schedules.family import Launch, Problem
 from attncc.spec import AttentionSpec
 
@@ -28,6 +32,9 @@ def prefill_launch(spec: AttentionSpec, query_block: int, problem: Problem) -> L
     work[..., 1] = (np.arange(heads) // spec.group)[:, None]
     work[..., 2] = np.arange(heads)[:, None]
     work[..., 3] = order
+    if "b" in _hidden_by(spec):  # a key head's batches follow each other
+        groups = work.reshape(problem.batch, -1, spec.group, blocks, 4)
+        work = np.ascontiguousarray(groups.swapaxes(0, 1))
     return Launch(work.reshape(-1, 4))
 
 
@@ -44,7 +51,7 @@ def alternate(costs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def tile_costs(spec: AttentionSpec, query_block: int, problem: Problem) -> npt.NDArray[np.int64]:
-    """The number of keys that each block of query rows visits: all, where the bounds depend on more than positions."""
+    """The number of keys that each block of query rows visits, as far as its form and the module's guesses tell."""
     first = np.arange(0, problem.q_len, query_block, dtype=np.int64)
     last = np.minimum(first + query_block, problem.q_len) - 1
     sizes = {"B": problem.batch, "H": problem.heads, "Sq": problem.q_len, "Skv": problem.kv_len}
@@ -52,8 +59,19 @@ def tile_costs(spec: AttentionSpec, query_block: int, problem: Problem) -> npt.N
     try:
         seen = [_evaluate(bound, {"first": first, "last": last, **sizes}) for bound in (lo, hi)]
     except KeyError:
-        return np.full(first.shape, problem.kv_len, np.int64)
-    return np.maximum(np.broadcast_to(seen[1] - seen[0], first.shape), 0)
+        seen = [np.asarray(0), np.asarray(problem.kv_len)]
+    costs = np.maximum(np.broadcast_to(seen[1] - seen[0], first.shape), 0)
+    if "i" in _hidden_by(spec) and np.all(costs == costs[0]):
+        return first
+    return costs
+
+
+@lru_cache(256)
+def _hidden_by(spec: AttentionSpec) -> frozenset[str]:
+    """The axes that what tensors hide may differ by."""
+    trees = [spec.mask] if spec.mask is not None else []
+    loads = [node for tree in (*trees, *biases_of(spec)) for node in tree.walk() if isinstance(node, ex.Load)]
+    return frozenset(node.axis for load in loads for node in load.walk() if isinstance(node, ex.Index))
 
 
 @lru_cache(256)

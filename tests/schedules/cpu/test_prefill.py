@@ -40,7 +40,7 @@ def test_kinds(name: str) -> None:
     "name",
     [
         "alibi", "boolean mask", "bias", "window by head", "bilinear by head", "causal, NaN rows",
-        "sink of some rows", "sigmoid", "statistics", "weights, NaN rows",
+        "sink of some rows", "sigmoid", "statistics", "weights, NaN rows", "sliding cache, finfo.min",
     ],
 )  # fmt: skip
 def test_kinds_in_bfloat16(name: str) -> None:
@@ -137,6 +137,62 @@ def test_hidden_blocks_are_not_visited() -> None:
     case.k[:, :, :1700] = float("nan")
     case.v[:, :, :1700] = float("nan")
     assert torch.equal(run(FP32, case), clean)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(
+        ["boolean mask", "documents", "padding, causal, -1e9", "static cache", "float mask, finfo.min"]
+    ),
+    sizes=st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 200), st.integers(1, 900)),
+    grain=st.sampled_from([1, 8, 32, 100, 300]),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    seed=st.integers(0, 1000),
+)
+def test_block_structures(name: str, sizes: tuple[int, int, int, int], grain: int, dtype: str, seed: int) -> None:
+    """Masks of hidden, full and mixed blocks of any size, by row, by key and by both, and rows that see nothing."""
+    if name == "documents":  # positions of queries must be positions of keys
+        sizes = (*sizes[:2], min(sizes[2:]), max(sizes[2:]))
+    case = zoo.case(name, dtype, sizes, seed=seed)
+    case.extras = [blocky(name, case, grain, torch.Generator().manual_seed(seed))]
+    check(family_of(dtype), case)
+
+
+def blocky(name: str, case: Case, grain: int, generator: torch.Generator) -> torch.Tensor:
+    """What the attention `name` reads, in blocks of `grain` positions: visible, hidden and mixed ones."""
+    (batch, heads, q_len, _), kv_len = case.q.shape, case.k.shape[2]
+
+    def blocks(most: int, *shape: int) -> torch.Tensor:
+        values = torch.randint(0, most, [-(-size // grain) for size in shape], generator=generator)
+        for dim, size in enumerate(shape):
+            values = values.repeat_interleave(grain, dim).narrow(dim, 0, size)
+        return values
+
+    def visible(*shape: int) -> torch.Tensor:
+        kinds = blocks(3, *shape)
+        return torch.where(kinds == 2, torch.rand(shape, generator=generator) < 0.5, kinds == 1)
+
+    match name:
+        case "documents":
+            return blocks(4, kv_len).int().expand(batch, -1)
+        case "padding, causal, -1e9":
+            return visible(kv_len).expand(batch, -1)
+        case "static cache":
+            return blocks(kv_len + 1, q_len) - 1
+        case "float mask, finfo.min":
+            low = torch.finfo(torch.float32).min
+            return torch.where(visible(q_len, kv_len), 0.5, low).expand(batch, heads, -1, -1)
+    return visible(q_len, kv_len).expand(batch, heads, -1, -1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_low_biases_count_in_rows_that_see_nothing_else(dtype: str) -> None:
+    """A row under finfo.min alone gives what the formula gives, though other rows of its tile leave the keys out."""
+    case = zoo.case("float mask, finfo.min", dtype, (1, 1, 70, 600))
+    case.extras = [case.extras[0].clone()]
+    case.extras[0][..., 300:] = torch.finfo(torch.float32).min
+    case.extras[0][..., 50:, :] = torch.finfo(torch.float32).min
+    check(family_of(dtype), case)
 
 
 def test_finite_fill_counts_hidden_keys_where_it_must() -> None:
@@ -247,6 +303,16 @@ def test_work_is_complete_and_balanced() -> None:
         costs = tile_costs(spec, 64, problem)[work[:, 3]]
         parts = [part.sum() for part in np.array_split(costs, problem.threads)]
         assert max(parts) - min(parts) <= 2 * costs.max()
+
+
+def test_work_under_masks_that_are_data() -> None:
+    """Each thread gets heads of all batches where padding differs, and late rows with early ones where rows differ."""
+    padded = zoo.case("padding", "float32", (1, 1, 8, 8)).spec
+    work = FP32.launch(padded, {"query_block": 64}, Problem(2, 2, 128, 128, 2)).work
+    assert [{int(b) for b in part[:, 0]} for part in np.array_split(work, 2)] == [{0, 1}, {0, 1}]
+    tensor = zoo.case("boolean mask", "float32", (1, 1, 8, 8)).spec
+    work = FP32.launch(tensor, {"query_block": 64}, Problem(1, 1, 256, 256, 2)).work
+    assert work[:, 3].tolist() == [3, 0, 2, 1]
 
 
 def test_alternate() -> None:
