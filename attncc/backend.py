@@ -20,6 +20,7 @@ from attncc.expand import NotFlat
 from attncc.options import Options, disabled
 from attncc.rewrite import Found, rewrite
 from attncc.runtime import op
+from attncc.trace_log import record
 from attncc.tracer import trace
 
 log = logging.getLogger("attncc")
@@ -65,8 +66,6 @@ def compile_graph(
     if disabled():
         return _forward(gm)
     fused, found = _fuse(gm, example_inputs, options)
-    for site in found:
-        log.info("%s: %s", site.location, "fused" if site.fused else f"not fused: {site.reason}")
     if observe is not None:
         observe(found)
     unfused = [f"{site.location}: {site.reason}" for site in found if not site.fused]
@@ -94,7 +93,8 @@ def _fuse(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -
     """The graph with its attention fused; `gm` itself where there is none."""
     try:
         aten = trace(gm, example_values(gm, example_inputs), example_inputs)
-        fused, found, _ = rewrite(aten, verify=options.verify)
+        fused, found, history = rewrite(aten, verify=options.verify)
+        record(history, found)
     except NotFlat as reason:
         log.info("a graph is left to PyTorch: %s", reason)
         return gm, []

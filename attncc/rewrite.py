@@ -29,7 +29,8 @@ from attncc.symbolic import Dim, product, value
 from attncc.verify import verify as verify_graph
 
 log = logging.getLogger("attncc")
-History = list[tuple[str, str]]
+History = list[tuple[str, ir.Graph]]
+"""The graph after the conversion and after every pass that changed it."""
 Fused = tuple[set[str], list[fx.Node]]
 """What a fused site takes the place of, and what it reads."""
 _REPLAYED: dict[Any, str | None] = {}
@@ -82,7 +83,7 @@ def rewrite(aten: fx.GraphModule, *, verify: bool = True) -> tuple[fx.GraphModul
     for caller, name, body in bodies(aten):
         inside, more = _rewrite_body(aten, caller, body, verify)
         placed += [(order[caller.name], site) for site in inside]
-        history += [(f"{name}: {step}", text) for step, text in more]
+        history += [(f"{name}: {step}", graph) for step, graph in more]
     return aten, [site for _, site in sorted(placed, key=lambda p: p[0])], history
 
 
@@ -106,13 +107,13 @@ def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], Hist
     """One walk through all passes; what was found, by the name of the FX node."""
     converted = convert(aten)
     graph = converted.graph
-    history: History = [("convert", str(graph))]
+    history: History = [("convert", graph)]
     verify_graph(graph)
     for run in PASSES:
         before, graph = graph, run(graph)
         if graph.nodes != before.nodes:
             verify_graph(graph)
-            history.append((run.__name__, str(graph)))
+            history.append((run.__name__, graph))
     found: dict[str, Found] = {}
     differentiable = _differentiable(aten)
     fused: list[Fused] = []
