@@ -18,6 +18,7 @@ from torch._dynamo.utils import detect_fake_mode
 
 from attncc.expand import NotFlat
 from attncc.options import Options, disabled
+from attncc.repro import keep
 from attncc.rewrite import Found, rewrite
 from attncc.runtime import op
 from attncc.trace_log import record
@@ -26,7 +27,8 @@ from attncc.tracer import trace
 log = logging.getLogger("attncc")
 
 Compiled = Callable[..., Any]
-Observer = Callable[[list[Found]], None]
+Observer = Callable[[list[Found], fx.GraphModule], None]
+"""Gets what was found in a graph, and that graph as it was before anything was fused."""
 
 _SOFTMAX_OPS = {
     torch.ops.aten.softmax.int,
@@ -65,9 +67,7 @@ def compile_graph(
     """Compile one graph of Dynamo; `observe` receives what was found in it, fused or not."""
     if disabled():
         return _forward(gm)
-    fused, found = _fuse(gm, example_inputs, options)
-    if observe is not None:
-        observe(found)
+    fused, found = _fuse(gm, example_inputs, options, observe)
     unfused = [f"{site.location}: {site.reason}" for site in found if not site.fused]
     if options.strict and unfused:
         raise UnfusedAttention("attention left unfused under strict=True:\n  " + "\n  ".join(unfused))
@@ -89,12 +89,17 @@ def _forward(gm: fx.GraphModule) -> Compiled:
     return forward
 
 
-def _fuse(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> tuple[fx.GraphModule, list[Found]]:
+def _fuse(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, observe: Observer | None
+) -> tuple[fx.GraphModule, list[Found]]:
     """The graph with its attention fused; `gm` itself where there is none."""
     try:
         aten = trace(gm, example_values(gm, example_inputs), example_inputs)
+        before = keep(aten) if observe is not None else aten
         fused, found, history = rewrite(aten, verify=options.verify)
         record(history, found)
+        if observe is not None:
+            observe(found, before)
     except NotFlat as reason:
         log.info("a graph is left to PyTorch: %s", reason)
         return gm, []

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from attncc.advice import next_step
 from attncc.compiler import original
 from attncc.options import Options
 from attncc.report import Report, Site
+from attncc.repro import Program
 from attncc.schedules import Problem, select
 from attncc.target import detect
 
@@ -30,8 +32,8 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Report:
     sites: list[Site] = []
     seconds: list[float] = []
 
-    def observe(found: list[Found]) -> None:
-        sites.extend(_site(f) for f in found)
+    def observe(found: list[Found], graph: fx.GraphModule) -> None:
+        sites.extend(_site(f, Program(graph, f.body, f.node)) for f in found)
 
     def attncc(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         start = time.perf_counter()
@@ -47,15 +49,16 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Report:
     return Report(tuple(sites), graphs=len(seconds), compile_seconds=sum(seconds))
 
 
-def _site(found: Found) -> Site:
+def _site(found: Found, program: Program) -> Site:
     """The user's view of a `Found`, with the kernel that its sizes select."""
     if not found.fused:
-        return Site(False, found.location, found.source, reason=found.reason, spec=found.spec)
+        step = next_step(found.reason)
+        return Site(False, found.location, found.source, found.reason, step, found.spec, program=program)
     backward = "recomputed through PyTorch" if found.requires_grad else ""
     kernel, regime = _kernel(found)
     return Site(
         True, found.location, found.source, spec=found.spec, sizes=found.sizes, kernel=kernel, regime=regime,
-        backward=backward,
+        backward=backward, program=program,
     )  # fmt: skip
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from attncc.repro import Program
 from attncc.spec import AttentionSpec
 
 
@@ -27,6 +29,8 @@ class Site:
     """That line of code."""
     reason: str = ""
     """Why it was not fused; empty where it was."""
+    next_step: str = ""
+    """What to do about that."""
     spec: AttentionSpec | None = None
     """What was recognised; None where nothing was."""
     sizes: dict[str, int | str] | None = None
@@ -37,10 +41,25 @@ class Site:
     """`prefill`, `decode` or `any`."""
     backward: str = ""
     """How gradients are computed where they are asked for."""
+    program: Program | None = field(default=None, repr=False, compare=False)
+    """The graph that it was found in, for `write_repro`."""
+
+    def write_repro(self, path: str | Path) -> Path:
+        """Write the site as a script that runs it on random tensors of the recorded shapes, strides and dtypes.
+
+        The script prints the report of the site and how far PyTorch and attncc are from a float64 evaluation. Raises
+        ValueError for a site that does not come from `attncc.explain`, or whose operators cannot be cut out.
+        """
+        if self.program is None:
+            raise ValueError("write_repro needs a site of attncc.explain, which keeps the graph")
+        what = str(self.spec) if self.fused else f"not fused: {self.reason}"
+        text = self.program.script(f"{self.location}: {self.source}\n\n{what}\n")
+        Path(path).write_text(text, encoding="utf-8")
+        return Path(path)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        data = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "spec"}
+        data = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("spec", "program")}
         return data | {"spec": json.loads(self.spec.json) if self.spec else None, "meaning": str(self.spec or "")}
 
 
@@ -73,6 +92,9 @@ class Report:
     def __rich__(self) -> Table:
         headline = f"attention sites: {len(self.sites)} found, {self.fused} fused"
         headline += f"   ({_plural(self.graphs, 'graph')}, compiled in {self.compile_seconds:.2f} s)"
+        if self.graphs > 1 and self.fused < len(self.sites):
+            headline += "\nthe model breaks into several graphs, and no attention is fused across: "
+            headline += "TORCH_LOGS=graph_breaks shows where"
         table = Table(box=SIMPLE_HEAD, title=headline, title_justify="left", title_style="bold", pad_edge=False)
         for column in ("where", "what was recognised, or why not", "kernel"):
             table.add_column(column, overflow="fold")
@@ -97,7 +119,10 @@ def _row(sites: list[Site]) -> tuple[Text, Text, Text]:
     times = f" × {len(sites)}" if len(sites) > 1 else ""
     where = Text(f"{site.location}{times}\n").append(site.source, style="dim")
     if not site.fused:
-        return where, Text(f"not fused: {site.reason}", style="yellow"), Text("PyTorch, as written")
+        why = Text(f"not fused: {site.reason}", style="yellow")
+        if site.next_step:
+            why.append(f"\n→ {site.next_step}", style="default")
+        return where, why, Text("PyTorch, as written")
     what = Text(str(site.spec))
     if site.sizes:
         what.append("\n" + ", ".join(f"{name}={size}" for name, size in site.sizes.items()), style="dim")

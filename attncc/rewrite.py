@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
@@ -60,6 +60,10 @@ class Found:
     requires_grad: bool = False
     unsound: str = ""
     """What the replay saw, where it refused the site."""
+    node: str = ""
+    """The FX node that is the site's result, as it was before the fusion."""
+    body: str = ""
+    """The path to the graph with that node, where it is one inside of the graph."""
 
 
 def rewrite(aten: fx.GraphModule, *, verify: bool = True) -> tuple[fx.GraphModule, list[Found], History]:
@@ -82,7 +86,7 @@ def rewrite(aten: fx.GraphModule, *, verify: bool = True) -> tuple[fx.GraphModul
     placed = [(order[_held(name, order)], site) for name, site in found.items()]
     for caller, name, body in bodies(aten):
         inside, more = _rewrite_body(aten, caller, body, verify)
-        placed += [(order[caller.name], site) for site in inside]
+        placed += [(order[caller.name], replace(site, body=f"{name}.{site.body}".rstrip("."))) for site in inside]
         history += [(f"{name}: {step}", graph) for step, graph in more]
     return aten, [site for _, site in sorted(placed, key=lambda p: p[0])], history
 
@@ -121,7 +125,8 @@ def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], Hist
         found |= _fuse(aten, converted, site, graph.hints, verify, differentiable, fused)
     for name, reason in near_misses(before, graph):
         held = _held(name, converted.sources)
-        found[held] = Found(False, *location(converted.sources[held].node), reason=reason)
+        missed = converted.sources[held].node
+        found[held] = Found(False, *location(missed), reason=reason, node=missed.name)
     if any(f.fused for f in found.values()):
         prune(aten)
         aten.graph.lint()
@@ -190,6 +195,7 @@ def _fuse(
 def _found(node: ir.Attention, original: fx.Node, hints: Mapping[str, int]) -> Found:
     """What there is to say of an attention, for as long as it is fused."""
     found = Found(True, *location(original), spec=node.spec, device=original.meta["val"].device.type)
+    found.node = original.name
     for name, role in {"B": "b", "H": "h", "Sq": "i", "Skv": "j"}.items():
         size: Dim = product(node.sizes[a] for a in dict(node.roles)[role])
         found.sizes[name] = size if isinstance(size, int) else str(size)
