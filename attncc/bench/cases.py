@@ -169,23 +169,6 @@ def defaults(quick: bool = False) -> tuple[Case, ...]:
     return (*prefill, *causal, *decode)
 
 
-def masks(quick: bool = False) -> tuple[Case, ...]:
-    """What `attncc bench --masks` runs: masks whose hidden keys should cost nothing, beside what they are held against.
-
-    A window at growing lengths; a cache of 4096 of which some is filled, each beside a cache of just that length;
-    padded batches; packed documents.
-    """
-    lengths = (512, 1024) if quick else (1024, 2048, 4096, 8192)
-    cache, fills = (1024, (100, 1024)) if quick else (4096, (100, 1000, 4096))
-    length, batch = (256, 2) if quick else (2048, 8)
-    found = [Case(q_len=n, kv_len=n, causal=True, window=min(n, 256)) for n in lengths]
-    for filled in fills:
-        found += [Case(1, 32, 32, 1, filled, 128), Case(1, 32, 32, 1, cache, 128, filled=filled)]
-    found += [Case(batch, q_len=length, kv_len=length, padded=0.25), Case(batch, 32, 8, 1, cache, 128, padded=0.25)]
-    found += [Case(q_len=2 * length, kv_len=2 * length, causal=causal, documents=8) for causal in (False, True)]
-    return tuple(found)
-
-
 def reference(case: Case, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """The attention of `case` in float64, straight from the formula, a head and a few rows at a time."""
     group = case.heads // case.kv_heads

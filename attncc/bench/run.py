@@ -146,9 +146,10 @@ def run(
     return Result(case, timed, bound, peak)
 
 
-def to_json(peak: Peak, results: Sequence[Result]) -> str:
-    """A whole run as JSON text."""
-    return json.dumps({"peak": peak.to_json(), "results": [result.to_json() for result in results]}, indent=2)
+def to_json(peak: Peak, results: Sequence[Result], **more: Any) -> str:
+    """A whole run as JSON text, with `more` of it by name."""
+    data = {"peak": peak.to_json(), "results": [result.to_json() for result in results], **more}
+    return json.dumps(data, indent=2)
 
 
 def steps(names: Sequence[str], turns: int) -> int:

@@ -40,7 +40,7 @@ def bench(
     also given as a share of the multiply-add peak or read bandwidth measured in the same run. Exit status 1 where
     attncc is outside its error bound; nothing is timed then.
     """
-    from attncc.bench import peak, run
+    from attncc.bench import hidden, peak, run
     from attncc.cli._console import progress, show, show_json
 
     shape = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "q_len": q_len, "kv_len": kv_len}
@@ -55,8 +55,11 @@ def bench(
             results.append(run.run(case, measured, names=names, turns=turns, seconds=seconds, say=say))
             if not json:
                 show(results[-1])
+    beside = hidden.proportions(results, quick) if masks else None
     if json:
-        show_json(run.to_json(measured, results))
+        show_json(run.to_json(measured, results, **({"hidden": beside.to_json()} if beside is not None else {})))
+    elif beside is not None:
+        show(beside)
     if not all(result.passed for result in results):
         raise typer.Exit(1)
 
@@ -71,8 +74,8 @@ def _cases(
     masks: bool,
 ) -> tuple[Case, ...]:
     """The case that the options describe; a set of cases (of one regime) where they describe none."""
-    from attncc.bench import cases
-    from attncc.bench.cases import Case
+    from attncc.bench import hidden
+    from attncc.bench.cases import Case, defaults
 
     if regime not in (None, "prefill", "decode"):
         raise ValueError(f"--regime {regime}: use prefill or decode")
@@ -87,7 +90,7 @@ def _cases(
     if masks and not plain:
         raise ValueError("--masks runs cases of its own: leave out shape, --dtype, --causal and --window")
     if plain:
-        chosen = cases.masks(quick) if masks else cases.defaults(quick)
+        chosen = hidden.cases(quick) if masks else defaults(quick)
         return tuple(case for case in chosen if regime in (None, "decode" if case.decode else "prefill"))
     base = Case(1, 32, 32, 1, 4096, 128) if regime == "decode" else Case()
     heads = given.get("heads", base.heads)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from attncc.bench import contenders, peak, run
-from attncc.bench.cases import Case, defaults, masks, reference
+from attncc.bench import contenders, hidden, peak, run
+from attncc.bench.cases import Case, defaults, reference
 from attncc.bench.timing import interleaved
 
 SMALL = Case(batch=2, heads=4, kv_heads=2, q_len=37, kv_len=53, head_dim=8)
@@ -87,13 +87,22 @@ def test_a_case_that_is_no_attention(sizes: dict[str, int]) -> None:
         replace(SMALL, **sizes)
 
 
-def test_the_cases_of_the_masks() -> None:
-    """Each of a cache stands beside one that is as long as it is filled."""
+def test_time_is_held_against_the_work_that_is_left() -> None:
+    """Every pair has a smaller side that is also timed alone; ratios are of attncc's medians."""
     for quick in (False, True):
-        cases = masks(quick)
+        cases = hidden.cases(quick)
         assert len({case.label for case in cases}) == len(cases)
-        for at, case in enumerate(cases):
-            assert case.filled is None or cases[at - 1] == replace(case, kv_len=case.filled, filled=None)
+        assert {case for pair in hidden.pairs(quick) for case in pair} == set(cases)
+    pairs = hidden.pairs(quick=True)
+    cache, plain = next(pair for pair in pairs if pair[0].filled == 100)
+    timing = run.Timing(0.3, 0.3, 0.3, 1)
+    results = [
+        run.Result(case, (run.Entry("attncc", timing=replace(timing, median=seconds)),), 1.0, MACHINE)
+        for case, seconds in ((plain, 0.2), (cache, 0.3))
+    ]
+    found = hidden.proportions(results, quick=True)
+    assert found.rows == ((cache, plain, 1.0, 0.3 / 0.2),)
+    assert "1.00x" in str(found) and "1.50x" in str(found)
 
 
 def test_nothing_is_timed_on_a_red_gate(monkeypatch: pytest.MonkeyPatch) -> None:
