@@ -21,7 +21,7 @@ from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import _disable_current_modes
 
 from attncc import reference
-from attncc.convert.driver import storages, written
+from attncc.convert.driver import literal, storages, written
 from attncc.convert.sizes import example
 from attncc.spec import AttentionSpec
 from attncc.symbolic import dim
@@ -201,7 +201,9 @@ def _run(nodes: Sequence[fx.Node], target: fx.Node, given: Mapping[fx.Node, Any]
             args, kwargs = (map_aggregate(x, partial(_small, sizes)) for x in (node.args, node.kwargs))
             values[node] = _call(node, fx.map_arg(args, value), fx.map_arg(kwargs, value))
         elif node.op == "get_attr" and isinstance(fake, Tensor):
-            values[node] = _sample(fake, sizes, "random", torch.Generator().manual_seed(1))
+            number = literal(node.graph.owning_module, node)
+            drawn = _sample(fake, sizes, "random", torch.Generator().manual_seed(1))
+            values[node] = drawn if number is None else torch.full_like(drawn, number)
         else:
             raise ValueError(f"{node.name} is no part of the replay")
     return values[target]

@@ -210,6 +210,13 @@ def boolean_mask_minus_1e9(q, k, v, mask):
     return torch.where(mask, q @ k.mT * SCALE, -1e9).softmax(-1) @ v
 
 
+@fused(*qkv(), rand(B, 1, S, T) > 0)
+def the_fill_is_a_tensor_and_the_weights_are_filled_too(q, k, v, mask):
+    """DeBERTa's XSoftmax, as SEW-D has it."""
+    x = (q @ k.mT * SCALE).masked_fill(~mask, torch.tensor(torch.finfo(q.dtype).min))
+    return torch.softmax(x, -1).masked_fill_(~mask, 0) @ v
+
+
 @fused(*qkv(), torch.zeros(S, T).masked_fill(~causal(S, T), float("-inf")))
 def additive_mask_given(q, k, v, mask):
     return (q @ k.mT * SCALE + mask).softmax(-1) @ v

@@ -119,6 +119,10 @@ class _Driver:
             value = getattr(gm, str(node.target), None)
             if isinstance(value, torch.Tensor):
                 node.meta["val"] = value
+        if node.op == "get_attr":
+            number = literal(gm, node)
+            if number is not None:
+                return ir.Const(node.name, dtype_name(value.dtype), value=number)
         parameter = bool(node.meta.get("parameter")) or isinstance(value, torch.nn.Parameter)
         return self.typed(ir.Input, node, value, parameter=parameter)
 
@@ -194,6 +198,19 @@ class _Driver:
                 if other is target and not isinstance(made, ir.Opaque) and made.shape == self.context.nodes[name].shape:
                     self.stale.pop(other)
                     self.current[other] = made.name
+
+
+def literal(gm: fx.GraphModule | None, node: fx.Node) -> float | int | bool | None:
+    """The number in a tensor that the traced code wrote out, `torch.tensor(-1e9)`; None for every other attribute.
+
+    The graph copies those before it uses them, so that what it writes to the copy leaves them as they are.
+    """
+    tensor = getattr(gm, str(node.target), None)
+    plain = type(tensor) is torch.Tensor and tensor.ndim == 0 and tensor.device.type == "cpu"
+    if not plain or any(str(user.target) != "aten.lift_fresh_copy.default" for user in node.users):
+        return None
+    number: float | int | bool = tensor.item()
+    return number if isinstance(number, float | int) else None
 
 
 def convert(gm: fx.GraphModule) -> Converted:
