@@ -38,6 +38,8 @@ class Case:
     filled: int | None = None
     padded: float | None = None
     documents: int | None = None
+    capacity: int | None = None
+    """Rows of memory that a head's keys are the first of, as in a cache that is longer than what is given of it."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "heads", "kv_heads", "q_len", "kv_len", "head_dim"):
@@ -55,6 +57,8 @@ class Case:
             )
         if self.filled is not None and not self.q_len <= self.filled <= self.kv_len:
             raise ValueError(f"filled={self.filled} is not between q_len={self.q_len} and kv_len={self.kv_len}")
+        if self.capacity is not None and self.capacity < self.kv_len:
+            raise ValueError(f"capacity={self.capacity} is less than kv_len={self.kv_len}")
         if self.padded is not None and not 0 < self.padded <= 1:
             raise ValueError(f"padded={self.padded} is not a share of the keys")
         if self.documents is not None and (self.documents < 1 or self.q_len != self.kv_len):
@@ -67,7 +71,13 @@ class Case:
         lengths = f"S{self.q_len}" if self.q_len == self.kv_len else f"Sq{self.q_len} Skv{self.kv_len}"
         words = [f"B{self.batch}", heads, lengths, f"D{self.head_dim}", self.dtype]
         words += ["causal"] * self.causal
-        texts = {"window": "window {}", "filled": "{} filled", "padded": "{:.0%} real", "documents": "{} documents"}
+        texts = {
+            "window": "window {}",
+            "filled": "{} filled",
+            "padded": "{:.0%} real",
+            "documents": "{} documents",
+            "capacity": "of {}",
+        }
         words += [text.format(value) for name, text in texts.items() if (value := getattr(self, name)) is not None]
         return " ".join(words)
 
@@ -157,7 +167,9 @@ class Case:
             laid_out = made.to(self.torch_dtype).transpose(1, 2)
             return laid_out.contiguous() if self.decode else laid_out
 
-        return rows(self.heads, self.q_len), rows(self.kv_heads, self.kv_len), rows(self.kv_heads, self.kv_len)
+        q, held = rows(self.heads, self.q_len), self.capacity or self.kv_len
+        k, v = (rows(self.kv_heads, held)[:, :, : self.kv_len] for _ in range(2))
+        return q, k, v
 
 
 def defaults(quick: bool = False) -> tuple[Case, ...]:

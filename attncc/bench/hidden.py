@@ -20,8 +20,8 @@ from attncc.bench.run import OURS, Result
 def pairs(quick: bool = False) -> tuple[tuple[Case, Case], ...]:
     """What `attncc bench --masks` compares: a case, and the one that it is held against. `quick` shortens all.
 
-    A window of 256 at growing lengths, against the shortest; a cache of which some is filled, against one of just that
-    length; padded batches and packed documents, against all keys.
+    A window of 256 at growing lengths, against the shortest; a cache of which some is filled, against just that part of
+    it; padded batches and packed documents, against all keys.
     """
     lengths = (512, 1024) if quick else (1024, 2048, 4096, 8192)
     cache, fills = (1024, (100, 1024)) if quick else (4096, (100, 1000, 4096))
@@ -29,7 +29,7 @@ def pairs(quick: bool = False) -> tuple[tuple[Case, Case], ...]:
     windows = [Case(q_len=n, kv_len=n, causal=True, window=256) for n in lengths]
     found = [(case, windows[0]) for case in windows[1:]]
     decode = Case(1, 32, 32, 1, cache, 128)
-    found += [(replace(decode, filled=filled), replace(decode, kv_len=filled)) for filled in fills]
+    found += [(replace(decode, filled=filled), replace(decode, kv_len=filled, capacity=cache)) for filled in fills]
     batches = Case(batch, q_len=length, kv_len=length), Case(batch, 32, 8, 1, cache, 128)
     found += [(replace(case, padded=0.25), case) for case in batches]
     rows = [Case(q_len=2 * length, kv_len=2 * length, causal=causal) for causal in (False, True)]
