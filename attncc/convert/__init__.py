@@ -1,6 +1,6 @@
 """FX to IR: one file a family of ATen operators, each a table of small functions. `convert` is the way in."""
 
-from attncc.convert import activations, attention, contractions, creation, pointwise, views
+from attncc.convert import activations, attention, composed, contractions, creation, pointwise, views
 from attncc.convert.driver import Converted, Source, convert
 from attncc.convert.sizes import fix_divided_sizes, hints
 
@@ -9,6 +9,7 @@ __all__ = [
     "Source",
     "activations",
     "attention",
+    "composed",
     "contractions",
     "convert",
     "creation",
