@@ -86,8 +86,8 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """What `AttentionInterface` asks for: query [B, H, Sq, D], key and value [B, G, Skv, D] give [B, Sq, H, D].
 
-    Key heads are shared without being repeated, masks and biases are read in place. The model's own eager attention
-    does what kernels do not: dropout, and weights where `output_attentions` asks for them.
+    Key heads are shared without being repeated, masks and biases are read in place. Weights [B, H, Sq, Skv] come with
+    `output_attentions`. Dropout is left to the model's own eager attention.
 
     Raises ValueError for arguments that would change the result and are not known, naming them.
     """
@@ -103,7 +103,7 @@ def attention_forward(
         attention_mask = attention_mask[..., : key.shape[2]]
     elif causal and query.shape[2] != key.shape[2]:
         attention_mask, causal = _last_queries(query, key), False
-    if dropout > 0 or output_attentions or s_aux is not None:
+    if dropout > 0:
         given = {"softcap": softcap, "s_aux": s_aux, "position_bias": position_bias}
         mask = _last_queries(query, key) if causal else attention_mask
         given = {name: x for name, x in given.items() if x is not None}
@@ -118,7 +118,7 @@ def attention_forward(
             attention_mask = bias if attention_mask is None else bias + attention_mask
             mask_mod = _causal if causal else None
         causal = False
-    out = attention(
+    result = attention(
         query,
         key,
         value,
@@ -128,8 +128,11 @@ def attention_forward(
         enable_gqa=query.shape[1] != key.shape[1],
         score_mod=_soft_cap(softcap) if softcap is not None else None,
         mask_mod=mask_mod,
+        sinks=s_aux,
+        return_weights=output_attentions,
     )
-    return out.transpose(1, 2).contiguous(), None
+    out, weights = result if output_attentions else (result, None)
+    return out.transpose(1, 2).contiguous(), weights
 
 
 def _last_queries(query: Tensor, key: Tensor) -> Tensor:
@@ -170,8 +173,8 @@ def _eager(
     eager: Callable[..., tuple[Tensor, Tensor | None]] | None = getattr(source, "eager_attention_forward", None)
     if eager is None:
         raise ValueError(
-            f"{type(module).__name__} asks for dropout, sinks or attention weights, and its file has no "
-            'eager_attention_forward to compute them with; use attn_implementation="eager" or "sdpa"'
+            f"{type(module).__name__} asks for dropout, and its file has no eager_attention_forward to compute it "
+            'with; use attn_implementation="eager" or "sdpa"'
         )
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros((), dtype=query.dtype, device=query.device).masked_fill(~mask, torch.finfo(query.dtype).min)

@@ -28,6 +28,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "mistral, window": ("MistralForCausalLM", {**SMALL, "num_key_value_heads": 2, "sliding_window": 5}, 2),
     "gemma2, soft cap and windows": ("Gemma2ForCausalLM", {**SMALL, "num_key_value_heads": 2, "head_dim": 16,
                                      "sliding_window": 5, "query_pre_attn_scalar": 16}, 2),
+    "gpt-oss, sinks": ("GptOssForCausalLM", {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 4,
+                       "num_experts_per_tok": 2, "sliding_window": 5, "pad_token_id": 0}, 2),
     "t5, position bias": ("T5ForConditionalGeneration", T5, 6),
     "bart, cross attention": ("BartForConditionalGeneration", BART, 6),
 }  # fmt: skip
@@ -51,10 +53,11 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.
     architecture, arguments, _ = MODELS[name]
     cls = getattr(transformers, architecture)
     config = cls.config_class(**arguments)
+    config._experts_implementation = "eager"  # the grouped product has no float64
     eager = cls._from_config(copy.deepcopy(config), attn_implementation="eager").eval()
-    for parameter in eager.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.12)
+    for parameter_name, parameter in eager.named_parameters():
+        if parameter.ndim > 1 or "sinks" in parameter_name:
+            nn.init.normal_(parameter, std=0.12 if parameter.ndim > 1 else 1.0)
     ours = cls._from_config(copy.deepcopy(config), attn_implementation="attncc").eval()
     ours.load_state_dict(eager.state_dict())
     return eager.to(dtype), ours.to(dtype)

@@ -15,15 +15,16 @@ from attncc.rewrite import Found
 LIGHT = {
     ("bert", "sdpa"), ("deberta-v2", "eager"), ("modernbert", "sdpa"), ("mistral", "eager"), ("gemma2", "eager"),
     ("deepseek-v3", "sdpa"), ("bloom", "eager"), ("gpt2", "sdpa"), ("t5", "eager"), ("swin", "eager"),
-    ("vit", "sdpa"), ("clip", "sdpa"), ("wav2vec2", "eager"),
+    ("vit", "sdpa"), ("clip", "sdpa"), ("wav2vec2", "eager"), ("gpt-oss", "eager"), ("llama", "flex_attention"),
 }  # fmt: skip
 WITHOUT_SDPA = {"deberta-v2", "mpnet", "gemma2", "bloom", "xlm", "layoutlm", "roformer", "squeezebert", "mpt", "gptj",
                 "gpt-oss", "swin"}  # fmt: skip
+FLEX = {"bert", "modernbert", "llama", "mistral", "qwen3", "gemma2", "bart", "vit"}
 CASES = [
     pytest.param(name, implementation, marks=() if (name, implementation) in LIGHT else pytest.mark.slow)
     for name in ALL
-    for implementation in ("eager", "sdpa")
-    if implementation == "eager" or name not in WITHOUT_SDPA
+    for implementation in ("eager", "sdpa", "flex_attention")
+    if implementation == "eager" or (name in FLEX if implementation == "flex_attention" else name not in WITHOUT_SDPA)
 ]
 
 
