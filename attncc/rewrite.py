@@ -125,6 +125,8 @@ def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], Hist
         found |= _fuse(aten, converted, site, graph.hints, verify, differentiable, fused)
     for name, reason in near_misses(before, graph):
         held = _held(name, converted.sources)
+        for part in [n for n in found if n != held and _held(n, converted.sources) == held]:
+            del found[part]  # of the same sum: it failed because this one did
         missed = converted.sources[held].node
         found[held] = Found(False, *location(missed), reason=reason, node=missed.name)
     if any(f.fused for f in found.values()):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from attncc import ir
+from attncc.passes.distribute import distribute
 from attncc.passes.divide_first import divide_first
 from attncc.passes.fold_views import fold_views
 from attncc.passes.fuse_attention import fuse_attention
@@ -21,6 +22,7 @@ PASSES: tuple[Callable[[ir.Graph], ir.Graph], ...] = (
     # Softmaxes in one form: further columns as terms of the sum, the division before the product with V.
     split_concat,
     divide_first,
+    distribute,
     # Score, softmax and weighted sum become one node.
     fuse_attention,
 )

@@ -50,8 +50,8 @@ def _division(
         return None
     if not used or product.number in used or any(isinstance(x, ex.Index) for x in factor.walk()):
         return None
-    sums = {name for n in used for name in _sums(node.operands[n].value, nodes)}
-    if not sums:
+    summed = {name for n in used for name in sums(node.operands[n].value, nodes)}
+    if not summed:
         return None
     while True:
         try:
@@ -69,7 +69,7 @@ def _division(
     divisors = tuple(node.operands[n] for n in used)
     moving = {axis for d in divisors for axis in axes_of(d)}
     for weights, values in (reads, reads[::-1]):
-        if not moving <= axes_of(weights) or not sums & _made_of(weights.value, nodes):
+        if not moving <= axes_of(weights) or not summed & exponentials(weights.value, nodes):
             continue
         own = tuple(a for a in sizes if a in axes_of(weights))
         body = ex.op(operator, ex.Arg(0, node.dtype), _renumbered(factor, used))
@@ -87,14 +87,14 @@ def _renumbered(factor: ex.Expr, used: list[int]) -> ex.Expr:
     )
 
 
-def _sums(name: str, nodes: Mapping[str, ir.Node]) -> set[str]:
+def sums(name: str, nodes: Mapping[str, ir.Node]) -> set[str]:
     """What the sums that a value is made of are taken over."""
     found: set[str] = set()
     stack, seen = [name], {name}
     while stack:
         node = nodes[stack.pop()]
         if isinstance(node, ir.Reduce) and node.kind == "sum":
-            found |= _made_of(node.operand.value, nodes)
+            found |= exponentials(node.operand.value, nodes)
         elif isinstance(node, _PASSED):
             fresh = set(node.reads) - seen
             seen |= fresh
@@ -102,7 +102,7 @@ def _sums(name: str, nodes: Mapping[str, ir.Node]) -> set[str]:
     return found
 
 
-def _made_of(name: str, nodes: Mapping[str, ir.Node]) -> set[str]:
+def exponentials(name: str, nodes: Mapping[str, ir.Node]) -> set[str]:
     """The exponentials that a value is or is made of."""
     found: set[str] = set()
     stack, seen = [name], {name}

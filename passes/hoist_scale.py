@@ -5,8 +5,8 @@
                                                         %s = map %s.unscaled[i, j]: _0 * 0.125
 
 A factor is a number or a value without dimensions, on either operand, as a product or a divisor. Only products that
-become the arguments of an exponential, or have exponentials for weights, are changed: the results of others are read as
-the program computes them.
+become the arguments of an exponential are changed: the results of others, a projection's or an attention's, are read
+as the program computes them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EXPONENTIALS = ("exp", "exp2", "sigmoid")
 def hoist_scale(graph: ir.Graph) -> ir.Graph:
     """The graph with scalar factors of product operands applied to the product instead."""
     made: dict[str, ir.Node] = {}
-    scores = _scores(graph) | _weighted(graph)
+    scores = _scores(graph)
     for node in graph:
         maps: list[ir.Map] = []
         score = node.name in scores
@@ -53,20 +53,6 @@ def _scores(graph: ir.Graph) -> set[str]:
                 if isinstance(read, ir.Map | ir.View):
                     stack.append(read)
     return {name for name in seen if isinstance(graph.nodes[name], ir.Contract)}
-
-
-def _weighted(graph: ir.Graph) -> set[str]:
-    """The products that read an exponential with nothing but Maps and Views between."""
-    stack: list[ir.Node] = [n for n in graph if isinstance(n, ir.Map) and _is_exponential(n.body)]
-    seen, found = {n.name for n in stack}, set()
-    while stack:
-        for user in graph.users(stack.pop().name):
-            if isinstance(user, ir.Contract):
-                found.add(user.name)
-            elif isinstance(user, ir.Map | ir.View) and user.name not in seen:
-                seen.add(user.name)
-                stack.append(user)
-    return found
 
 
 def _is_exponential(body: ex.Expr) -> bool:
