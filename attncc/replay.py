@@ -69,6 +69,7 @@ def differs(fused: fx.Node, original: fx.Node, leaves: Sequence[fx.Node], length
     TooLarge, and what PyTorch raises where the nodes do not run on any of the chosen sizes.
     """
     ours, theirs = cone(fused, leaves), cone(original, leaves)
+    leaves = [leaf for leaf in leaves if leaf in {*ours, *theirs}]
     problem: Exception | None = None
     for sizes in _choices([*ours, *theirs], lengths):
         try:
@@ -88,7 +89,7 @@ def cone(target: fx.Node, leaves: Iterable[fx.Node]) -> list[fx.Node]:
     before = order[: order.index(target)]
     while stack:
         node = stack.pop()
-        if node in stop or isinstance(node.meta.get("val"), torch.SymInt):
+        if node in stop or isinstance(node.meta.get("val"), torch.SymInt | int):
             continue
         for read in _read(node):
             if read not in needed:
@@ -192,7 +193,7 @@ def _run(nodes: Sequence[fx.Node], target: fx.Node, given: Mapping[fx.Node, Any]
         if node in given:
             known = given[node]
             values[node] = known.clone() if isinstance(known, Tensor) else known
-        elif isinstance(fake, torch.SymInt):
+        elif isinstance(fake, torch.SymInt | int):
             values[node] = sizes(fake)
         elif isinstance(fake, torch.SymFloat):
             number = fake.node.expr.subs(sizes.symbols)

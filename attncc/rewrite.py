@@ -123,6 +123,9 @@ def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], Hist
     fused: list[Fused] = []
     for site in sites(graph, converted):
         found |= _fuse(aten, converted, site, graph.hints, verify, differentiable, fused)
+    for node in graph:  # after all of them: what becomes a number is still a symbol in the IR
+        if isinstance(node, ir.Attention) and found[node.name].fused:
+            _require(aten, node)
     for name, reason in near_misses(before, graph):
         held = _held(name, converted.sources)
         for part in [n for n in found if n != held and _held(n, converted.sources) == held]:
@@ -184,8 +187,6 @@ def _fuse(
             one.fused, one.reason = False, refused.reason
             one.unsound = refused.reason if isinstance(refused, Unsound) else ""
         return found
-    for node in site.attentions:
-        _require(aten, node)
     for name, original in zip(site.roots, originals, strict=True):
         original.replace_all_uses_with(results[original])
         converted.sources[name].node = results[original]  # what reads the output reads it here from now on
