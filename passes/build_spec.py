@@ -55,6 +55,8 @@ class SpecBuilder:
                 return self._position(axis)
             case ex.Const(value, dtype):
                 return self._constant(value, dtype)
+            case ex.Elem(name):
+                return ex.Elem(name, self.dtype)
             case ex.Load():
                 return self._load(expr)
             case ex.Op(name, operands, dtype):
@@ -62,6 +64,17 @@ class SpecBuilder:
                     self._converted[expr] = self._operator(name, operands, dtype)
                 return self._converted[expr]
         raise Refused(f"the score contains {expr}, for which a kernel has no form")
+
+    def element(self, term: ex.Expr, inner: tuple[str, ...]) -> ex.Expr:
+        """The term under the score's sum over the axes `inner`. Raises Refused."""
+        roles, self.roles = self.roles, {**self.roles, "d": inner}
+        try:
+            converted = self.convert(term)
+        finally:
+            self.roles = roles
+        if any(isinstance(leaf, ex.Index) and leaf.axis in ("i", "j") for leaf in converted.walk()):
+            raise Refused("the term under the score's sum depends on positions of queries or keys")
+        return converted
 
     def _whole_role(self, expr: ex.Expr) -> str | None:
         """The role of whose axes an index is the merge."""

@@ -27,7 +27,7 @@ from attncc.passes.score_product import ScoreProduct, covered, score_product
 from attncc.passes.simplify import ABSORBING, conjuncts, simplify, split_mask
 from attncc.passes.softmax import match_softmax
 from attncc.passes.weights import Weights
-from attncc.spec import AttentionSpec
+from attncc.spec import DOT, AttentionSpec
 from attncc.symbolic import Dim, product, value
 
 
@@ -101,7 +101,7 @@ def _fused(graph: ir.Graph, contract: ir.Contract) -> Candidate:
         reader = Reader(graph, contract.sizes)
         weights = match_softmax(reader, contract, access)
         if weights is not None:
-            score = score_product(reader, contract, weights.x)
+            score = score_product(reader, contract, weights.x, v)
             roles = assign(contract, access, score.q, score.k, v)
             return _attention(reader, contract, weights, score, roles, (access, v))
     for access, v in pairs:
@@ -110,7 +110,7 @@ def _fused(graph: ir.Graph, contract: ir.Contract) -> Candidate:
         if weights is None:
             continue
         try:
-            score = score_product(reader, contract, weights.x)
+            score = score_product(reader, contract, weights.x, v)
             roles = assign(contract, access, score.q, score.k, v)
         except Refused:  # a product of the right shape is not even nearly an attention
             continue
@@ -157,8 +157,10 @@ def _attention(
         rank = 3 if axes_of(weight) - {*score.inner, *score.rows} else 2
         bilinear = builder.extra(weight.value, (None,) * rank, kind)
         builder.extras.pop()  # passed as `weight`, which says where its axes are
+    element = DOT if score.element is None else builder.element(score.element, score.inner)
     spec = AttentionSpec(
         dtype=dtype,
+        element=element,
         head_dim=fixed(score.inner, "head size"),
         value_dim=fixed(roles.e, "head size of the values"),
         group=fixed(roles.r, "number of query heads a key head serves"),

@@ -43,7 +43,7 @@ class Reader:
             case ir.View(operand=operand):
                 self.through.add(node.name)
                 return self.read(operand.substitute(bound))
-            case ir.Map() if not self._is_kept(node):
+            case ir.Map() if not self._is_kept(access, node):
                 self.through.add(node.name)
                 return self._map(node, bound)
             case ir.Gather():
@@ -85,7 +85,7 @@ class Reader:
         self.accesses[load] = access
         return load
 
-    def _is_kept(self, node: ir.Map) -> bool:
+    def _is_kept(self, access: ir.Access, node: ir.Map) -> bool:
         """Whether a Map is a tensor of its own (see above)."""
         if node.name not in self._kept:
             self._kept[node.name] = node.dtype in ex.FLOATS and _is_data(node, self.graph)

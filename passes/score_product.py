@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from attncc import expr as ex
 from attncc import index as ix
 from attncc import ir
+from attncc.passes.element import Parts, element_product
 from attncc.passes.fold_views import bind
 from attncc.passes.read import Reader
 from attncc.passes.refused import Refused
@@ -28,32 +29,46 @@ class ScoreProduct:
     """The axes of the head dimension."""
     rows: tuple[str, ...]
     """Those of q, if W stands between."""
+    element: ex.Expr | None = None
+    """The term under the sum in Elem q and k and loads over the axes; None for the plain product."""
 
 
-def score_product(reader: Reader, contract: ir.Contract, x: ex.Expr) -> ScoreProduct:
+def score_product(reader: Reader, contract: ir.Contract, x: ex.Expr, v: ir.Access) -> ScoreProduct:
     """The product of queries and keys in a score: of several, the first that fits. Raises Refused."""
+    products, refused = score_products(reader, contract, x, v)
+    if products:
+        return products[0]
     loads = dict.fromkeys(leaf for leaf in x.walk() if isinstance(leaf, ex.Load))
-    refused: Refused | None = None
-    for load in loads:
-        node = reader.graph.nodes[load.tensor]
-        access = reader.accesses.get(load)
-        if not isinstance(node, ir.Contract) or access is None:
-            continue
-        bound = bind(access, node, reader.sizes)
-        if bound is None:
-            continue
-        try:
-            return _operands(reader, contract, node, load, bound)
-        except Refused as reason:
-            refused = refused or reason
     notes = [n.note for n in (reader.graph.nodes[x.tensor] for x in loads) if isinstance(n, ir.Opaque) and n.note]
     why = f" ({notes[0]})" if notes else ""
     raise refused or Refused(f"the softmax is not over a product of queries and keys{why}", contract.name)
 
 
+def score_products(
+    reader: Reader, contract: ir.Contract, x: ex.Expr, v: ir.Access
+) -> tuple[list[ScoreProduct], Refused | None]:
+    """All products of queries and keys in a score, and why the first of the others is none."""
+    found: list[ScoreProduct] = []
+    refused: Refused | None = None
+    for load in dict.fromkeys(leaf for leaf in x.walk() if isinstance(leaf, ex.Load)):
+        node, access = reader.graph.nodes[load.tensor], reader.accesses.get(load)
+        summed = isinstance(node, ir.Contract) or (isinstance(node, ir.Reduce) and node.kind == "sum")
+        bound = bind(access, node, reader.sizes) if summed and access is not None else None
+        if bound is None:
+            continue
+        try:
+            score = element_product(reader, contract, node, load, bound, v)
+            if score is None and isinstance(node, ir.Contract):
+                score = _operands(reader, contract, node, load, bound)
+            found += [] if score is None else [ScoreProduct(load, *score)]
+        except Refused as reason:
+            refused = refused or reason
+    return found, refused
+
+
 def _operands(
     reader: Reader, contract: ir.Contract, node: ir.Contract, load: ex.Load, bound: dict[str, ix.Linear]
-) -> ScoreProduct:
+) -> Parts:
     keys = set(contract.reduced)
     fresh = ir.fresh_axes((*contract.sizes, *node.sizes), len(node.reduced))
     bound = {**bound, **{a: ix.axis(f) for a, f in zip(node.reduced, fresh, strict=True)}}
@@ -71,7 +86,7 @@ def _operands(
     rows = tuple(a for a in fresh if a in axes_of(q))
     if weight is None and not (len(inner) == len(rows) == len(fresh)):
         raise Refused("queries and keys do not share the axis that their product sums over", node.name)
-    return ScoreProduct(load, q, k, weight, sizes, inner, rows)
+    return q, k, weight, sizes, inner, rows, None
 
 
 def _weight(operands: list[ir.Access], summed: set[str]) -> ir.Access | None:
