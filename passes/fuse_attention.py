@@ -11,7 +11,7 @@ Layout, rank and grouping of heads are in the axes (`roles`), scale, bias and ma
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from attncc import expr as ex
 from attncc import index as ix
@@ -23,9 +23,10 @@ from attncc.passes.pointwise import check_pointwise, is_attention, match_pointwi
 from attncc.passes.read import Reader, is_parameter
 from attncc.passes.refused import Refused
 from attncc.passes.roles import Roles, assign, axes_of
-from attncc.passes.score_product import ScoreProduct, covered, score_product
+from attncc.passes.score_product import ScoreProduct, covered, score_products
 from attncc.passes.simplify import ABSORBING, conjuncts, simplify, split_mask
 from attncc.passes.softmax import match_softmax
+from attncc.passes.split_scores import merge_split_scores
 from attncc.passes.weights import Weights
 from attncc.spec import DOT, AttentionSpec
 from attncc.symbolic import Dim, product, value
@@ -101,36 +102,64 @@ def _fused(graph: ir.Graph, contract: ir.Contract) -> Candidate:
         reader = Reader(graph, contract.sizes)
         weights = match_softmax(reader, contract, access)
         if weights is not None:
-            score = score_product(reader, contract, weights.x, v)
-            roles = assign(contract, access, score.q, score.k, v)
-            return _attention(reader, contract, weights, score, roles, (access, v))
+            return _attention(reader, contract, _scored(reader, contract, weights, v), (access, v))
     for access, v in pairs:
         reader = Reader(graph, contract.sizes)
         weights = None if is_parameter(graph, v) else match_pointwise(reader, contract, access)
         if weights is None:
             continue
         try:
-            score = score_product(reader, contract, weights.x, v)
-            roles = assign(contract, access, score.q, score.k, v)
+            scored = _scored(reader, contract, weights, v)
+            roles = scored.roles(contract, access, v)
         except Refused:  # a product of the right shape is not even nearly an attention
             continue
-        if is_attention(graph, weights.x, score, v, roles):
+        if is_attention(scored.graph, scored.weights.x, scored.score, v, roles):
             check_pointwise(reader, contract, weights.x)
-            return _attention(reader, contract, weights, score, roles, (access, v))
+            return _attention(reader, contract, scored, (access, v))
     raise LookupError("no operand is a weight of attention")
 
 
+_NOTHING = ex.Const(0.0, "float32")
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Weights with the product of queries and keys in them, and the graph with the nodes that this takes."""
+
+    graph: ir.Graph
+    weights: Weights
+    score: ScoreProduct
+    products: frozenset[str]
+    made: tuple[ir.Node, ...] = ()
+
+    def roles(self, contract: ir.Contract, access: ir.Access, v: ir.Access) -> Roles:
+        """The roles of the contract's axes. Raises Refused."""
+        others = ex.substitute(self.weights.x, lambda part: _NOTHING if part == self.score.load else None)
+        positions = frozenset(leaf.axis for leaf in others.walk() if isinstance(leaf, ex.Index))
+        return assign(contract, access, self.score.q, self.score.k, v, positions)
+
+
+def _scored(reader: Reader, contract: ir.Contract, weights: Weights, v: ir.Access) -> _Scored:
+    """The weights with one product of queries and keys: several are joined, or else the first is taken."""
+    graph = reader.graph
+    products, refused = score_products(reader, contract, weights.x, v)
+    merged = merge_split_scores(graph, contract, weights.x, products)
+    if merged is not None:
+        x, score, made = merged
+        names = frozenset(p.load.tensor for p in products)
+        return _Scored(graph.with_nodes(made), replace(weights, x=x), score, names, tuple(made))
+    if not products:
+        raise refused or Refused("the softmax is not over a product of queries and keys", contract.name)
+    return _Scored(graph, weights, products[0], frozenset([products[0].load.tensor]))
+
+
 def _attention(
-    reader: Reader,
-    contract: ir.Contract,
-    weights: Weights,
-    score: ScoreProduct,
-    roles: Roles,
-    operands: tuple[ir.Access, ir.Access],
+    reader: Reader, contract: ir.Contract, scored: _Scored, operands: tuple[ir.Access, ir.Access]
 ) -> Candidate:
-    graph, sizes = reader.graph, score.sizes
     access, v = operands
-    covers = covered(reader, weights, score.load.tensor)
+    graph, weights, score, sizes = scored.graph, scored.weights, scored.score, scored.score.sizes
+    roles = scored.roles(contract, access, v)
+    covers = covered(reader, weights, scored.products)
     roles = _with_fixed_group(graph, roles, score)
     axes_by_role = {"b": roles.b, "h": roles.h, "i": roles.i, "j": roles.j}
     (q, *dtypes), (k, *other), (v, *last) = (before_cast(graph, a, sizes) for a in (score.q, score.k, v))
@@ -184,7 +213,8 @@ def _attention(
         q, k, v, weight, tuple(builder.extras), spec, all_roles,
         tuple(builder.scalars), tuple(builder.integers), tuple(static), covers,
     )  # fmt: skip
-    return Candidate(attention, score.load.tensor, frozenset(covers), known_values(graph, access, sizes, weights.rows))
+    known = known_values(graph, access, sizes, weights.rows)
+    return Candidate(attention, scored.products, frozenset(covers), known, scored.made)
 
 
 def _masked(weights: Weights, score: ex.Load, name: str) -> tuple[ex.Expr, ex.Expr | None, float, str]:

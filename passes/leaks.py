@@ -27,12 +27,14 @@ class Candidate:
     """An attention that takes the place of nodes of a graph, if nothing else needs them."""
 
     attention: ir.Attention
-    score: str
-    """The score product."""
+    scores: frozenset[str]
+    """The products of queries and keys."""
     covers: frozenset[str]
     """The nodes from there on that it takes the place of, without the weighted sum itself."""
     known: Mapping[str, tuple[str, ir.Access]]
     """Nodes whose values the operator can give: the kind, and the read of the value over the attention's axes."""
+    made: tuple[ir.Node, ...] = ()
+    """Nodes that come with it: what it reads and nothing made before."""
 
 
 def with_outputs(
@@ -48,7 +50,7 @@ def with_outputs(
     search.run()
     attention = candidate.attention
     if not search.outputs:
-        return [attention]
+        return [*candidate.made, attention]
     spec = attention.spec
     if spec is None:
         raise Refused("no spec", attention.name)
@@ -56,10 +58,11 @@ def with_outputs(
     wide = any(n.kind == "weights" and n.dtype == "float32" for n in search.outputs.values())
     dtype = "float32" if wide and spec.dtype in ("bfloat16", "float16") else spec.dtype
     spec = replace(spec, outputs=tuple(o for o in OUTPUTS if o == "out" or o in kinds), dtype=dtype)
-    before = {a for read in attention.reads for a in (read, *nx.ancestors(graph.edges, read))}
+    reads = {r for node in (attention, *candidate.made) for r in node.reads if r in graph.nodes}
+    before = {a for read in reads for a in (read, *nx.ancestors(graph.edges, read))}
     if before & set(search.outputs):
         raise Refused("queries, keys or values depend on the attention's own weights", attention.name)
-    return [replace(attention, spec=spec), *search.outputs.values()]
+    return [*candidate.made, replace(attention, spec=spec), *search.outputs.values()]
 
 
 class _Search:
@@ -121,7 +124,7 @@ class _Search:
     def _is_of_the_row(self, name: str) -> bool:
         """Whether a value is made of reductions alone, so that it has no keys any more."""
         node = self.graph.nodes[name]
-        if name == self.candidate.score or not isinstance(node, ir.Map | ir.View):
+        if name in self.candidate.scores or not isinstance(node, ir.Map | ir.View):
             return False
         inside = [self.graph.nodes[r] for r in node.reads if r in self.covers or r in self.twins]
         return all(isinstance(n, ir.Reduce) or self._is_of_the_row(n.name) for n in inside)

@@ -31,8 +31,18 @@ def axes_of(access: ir.Access) -> set[str]:
     return {a for i in access.index for a in i.axes}
 
 
-def assign(contract: ir.Contract, weights: ir.Access, q: ir.Access, k: ir.Access, v: ir.Access) -> Roles:
-    """The roles of the axes of `contract`, the product of `weights` and `v`. Raises Refused."""
+def assign(
+    contract: ir.Contract,
+    weights: ir.Access,
+    q: ir.Access,
+    k: ir.Access,
+    v: ir.Access,
+    positions: frozenset[str] = frozenset(),
+) -> Roles:
+    """The roles of the axes of `contract`, the product of `weights` and `v`. Raises Refused.
+
+    `positions` are the axes that masks and biases depend on: of two that K and V lack, such a one is the row.
+    """
     summed = set(contract.reduced)
     in_q, in_k, in_v = axes_of(q), axes_of(k), axes_of(v)
     if not summed <= in_k or not summed <= in_v:
@@ -45,6 +55,7 @@ def assign(contract: ir.Contract, weights: ir.Access, q: ir.Access, k: ir.Access
         raise Refused("queries or keys depend on the columns of the values", contract.name)
     dims = _dims_of_weights(weights, summed)
     only_q = {a for d in dims for a in d} - in_k - in_v
+    _row_last(dims, only_q, positions, contract)
     rows = _trailing(dims.pop(), only_q) if dims else ((), ())
     if rows[0]:
         dims.append(rows[0])
@@ -61,6 +72,20 @@ def assign(contract: ir.Contract, weights: ir.Access, q: ir.Access, k: ir.Access
             dims, heads = ([heads[:-1]], heads[-1:]) if len(heads) > 1 else ([heads], ())
     batch = tuple(a for d in dims for a in d)
     return Roles(batch, heads + group, group, rows[1], contract.reduced, columns)
+
+
+def _row_last(dims: list[tuple[str, ...]], only_q: set[str], positions: frozenset[str], contract: ir.Contract) -> None:
+    """Where all heads share one key head and come after the rows, [b, s, h, t], put the rows last."""
+    if not dims or not dims[-1] or not set(dims[-1]) <= only_q:
+        return
+
+    def is_row(dim: tuple[str, ...]) -> tuple[bool, bool]:
+        return not all(isinstance(contract.sizes[a], int) for a in dim), bool(set(dim) & positions)
+
+    for place, dim in enumerate(dims[:-1]):
+        if dim and set(dim) <= only_q and is_row(dim) > is_row(dims[-1]):
+            dims.append(dims.pop(place))
+            return
 
 
 def _dims_of_weights(weights: ir.Access, summed: set[str]) -> list[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from attncc import expr as ex
@@ -33,21 +34,10 @@ class ScoreProduct:
     """The term under the sum in Elem q and k and loads over the axes; None for the plain product."""
 
 
-def score_product(reader: Reader, contract: ir.Contract, x: ex.Expr, v: ir.Access) -> ScoreProduct:
-    """The product of queries and keys in a score: of several, the first that fits. Raises Refused."""
-    products, refused = score_products(reader, contract, x, v)
-    if products:
-        return products[0]
-    loads = dict.fromkeys(leaf for leaf in x.walk() if isinstance(leaf, ex.Load))
-    notes = [n.note for n in (reader.graph.nodes[x.tensor] for x in loads) if isinstance(n, ir.Opaque) and n.note]
-    why = f" ({notes[0]})" if notes else ""
-    raise refused or Refused(f"the softmax is not over a product of queries and keys{why}", contract.name)
-
-
 def score_products(
     reader: Reader, contract: ir.Contract, x: ex.Expr, v: ir.Access
 ) -> tuple[list[ScoreProduct], Refused | None]:
-    """All products of queries and keys in a score, and why the first of the others is none."""
+    """All products of queries and keys in a score, and why the first of the others is none (if none is: of all)."""
     found: list[ScoreProduct] = []
     refused: Refused | None = None
     for load in dict.fromkeys(leaf for leaf in x.walk() if isinstance(leaf, ex.Load)):
@@ -63,6 +53,11 @@ def score_products(
             found += [] if score is None else [ScoreProduct(load, *score)]
         except Refused as reason:
             refused = refused or reason
+    if not found and refused is None:
+        nodes = (reader.graph.nodes[leaf.tensor] for leaf in x.walk() if isinstance(leaf, ex.Load))
+        notes = [n.note for n in nodes if isinstance(n, ir.Opaque) and n.note]
+        why = f" ({notes[0]})" if notes else ""
+        refused = Refused(f"the softmax is not over a product of queries and keys{why}", contract.name)
     return found, refused
 
 
@@ -98,10 +93,10 @@ def _weight(operands: list[ir.Access], summed: set[str]) -> ir.Access | None:
     return None
 
 
-def covered(reader: Reader, weights: Weights, score: str) -> tuple[str, ...]:
-    """The nodes between the score product (included) and the weighted sum, in order."""
-    inside = {score, *reader.through, *weights.reductions}
-    covered = {score}
+def covered(reader: Reader, weights: Weights, scores: Collection[str]) -> tuple[str, ...]:
+    """The nodes between the score products (included) and the weighted sum, in order."""
+    inside = {*scores, *reader.through, *weights.reductions}
+    covered = set(scores)
     for name in reader.graph.nodes:
         if name in inside and any(r in covered for r in reader.graph.nodes[name].reads):
             covered.add(name)
