@@ -10,7 +10,7 @@ import torch
 from capture import capture_directly
 from torch import Tensor
 
-B, H, S, T, D, E = 2, 4, 7, 11, 8, 6
+B, H, S, T, D, E, R = 2, 4, 7, 11, 8, 6, 4
 SCALE = D**-0.5
 Function = Callable[..., Any]
 

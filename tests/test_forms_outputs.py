@@ -102,8 +102,8 @@ def sigmoid_weights(q, k, v):
     return p @ v, p
 
 
-@fused(*qkv())
-def w_expand_v_after(q, k, v):
+@refused("used before", *qkv())
+def w_used_before_the_values(q, k, v):
     p = (q @ k.mT * SCALE).softmax(-1)
     y = p.sum(-2)
     v2 = v * 2
