@@ -99,10 +99,11 @@ def capture_directly(
     *,
     again: Sequence[Tensor] | None = None,
     dynamic: bool | Collection[int] = False,
+    verify: bool = True,
 ) -> Capture:
     """As `capture`, without Dynamo: several times faster, for tests that go through many programs.
 
-    `dynamic` says which sizes are symbols: all, none, or those of these numbers.
+    `dynamic` says which sizes are symbols: all, none, or those of these numbers; `verify`, whether sites are replayed.
     """
 
     def symbols(tensor: Tensor) -> StatelessSymbolicContext[Any, Any]:
@@ -118,7 +119,7 @@ def capture_directly(
         ]
         with torch.no_grad(), mode:
             gm = make_fx(function, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
-        out, found, history = rewrite(gm)
+        out, found, history = rewrite(gm, verify=verify)
     seen = Capture(OracleInterpreter(out).run(*args), found, graphs=[out], histories=[history])
     if again is not None:
         seen.again = OracleInterpreter(out).run(*again)

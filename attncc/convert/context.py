@@ -104,8 +104,15 @@ def result(node: fx.Node) -> torch.Tensor:
 
 
 def shape_of(tensor: torch.Tensor) -> tuple[Dim, ...]:
-    """Sizes of a fake tensor."""
-    return tuple(dim(s) for s in tensor.shape)
+    """Sizes of a fake tensor. A computed size that is 1 is the number 1: PyTorch broadcasts it."""
+    return tuple(1 if _is_one(s) else dim(s) for s in tensor.shape)
+
+
+def _is_one(size: Any) -> bool:
+    """Whether a size that is an expression of others is 1 here; the comparison makes it a guard."""
+    if not isinstance(size, torch.SymInt) or size.node.expr.is_Symbol or not size.node.has_hint():
+        return False
+    return bool(size.node.hint == 1 and size == 1)
 
 
 def space(shape: Sequence[Dim]) -> tuple[tuple[tuple[str, Dim], ...], tuple[tuple[str, ...], ...]]:
