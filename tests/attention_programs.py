@@ -30,6 +30,8 @@ WRONG = (
     "scores sorted", "two softmaxes", "sum with epsilon", "half of the keys", "values of the query", "scores masked by"
     " scores", "query changed between", "key changed after", "weights rounded", "normalised twice", "sum of queries",
 )  # fmt: skip
+PLAIN = ("method", "function", "wider", "by hand")
+"""Softmaxes whose weights are a result like any other."""
 HARMLESS = ("half of the keys", "values of the query", "scores masked by scores", "query changed between",
             "unnormalised", "key changed after", "normalised twice", "weights scaled by key",
             "weights masked")  # fmt: skip
@@ -294,8 +296,8 @@ def programs(draw: st.DrawFn, wrong: bool = False) -> Program:
     hiding = pick(HIDINGS)
     if softmax == "relu" and mask is not None:
         hiding = "fill -inf"  # a finite number would do as well, an infinite bias would not: relu(-inf) is 0
-    elif softmax == "logsumexp":
-        hiding = "where"  # in a row that is all finfo.min, eager loses the logarithm and with it the division
+    elif softmax in ("logsumexp", "without maximum"):
+        hiding = "where"  # in a row that is all finfo.min, eager loses the logarithm, or divides by a sum of zeros
     result = pick((*RESULTS, *["out"] * 8)) if not wrong and softmax not in ("sigmoid", "relu") else "out"
     # Two matrices with relu between them are a multilayer perceptron as well: a batch tells which it is.
     batch = pick((2, 3) if softmax in ("sigmoid", "relu") else (1, 2, 3))

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from attention_programs import HARMLESS, Program, programs
+from attention_programs import HARMLESS, PLAIN, Program, programs
 from capture import capture_directly
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -35,7 +35,7 @@ def check(program: Program, dynamic: bool, verify: bool) -> None:
     equal_to_float64(program, args, seen.result)
     if program.wrong:
         assert not seen.fused or program.wrong in HARMLESS
-    else:
+    elif program.result == "out" or (program.result in ("weights", "mean weights") and program.softmax in PLAIN):
         assert len(seen.fused) == 1, seen.reasons
 
 
@@ -47,19 +47,19 @@ def equal_to_float64(program: Program, args: tuple[torch.Tensor, ...], result: o
 
 
 @given(programs(), st.booleans(), st.booleans())
-@drawn(120)
+@drawn(80)
 def test_attention(program: Program, dynamic: bool, verify: bool) -> None:
     check(program, dynamic, verify)
 
 
 @given(programs(wrong=True), st.booleans(), st.booleans())
-@drawn(120)
+@drawn(80)
 def test_near_attention(program: Program, dynamic: bool, verify: bool) -> None:
     check(program, dynamic, verify)
 
 
 @given(programs())
-@drawn(5)
+@drawn(4)
 def test_through_kernels(program: Program) -> None:
     through_kernels(program)
 
@@ -75,20 +75,20 @@ def through_kernels(program: Program) -> None:
 
 @pytest.mark.slow
 @given(programs(), st.booleans(), st.booleans())
-@drawn(1200)
+@drawn(1000)
 def test_attention_at_length(program: Program, dynamic: bool, verify: bool) -> None:
     check(program, dynamic, verify)
 
 
 @pytest.mark.slow
 @given(programs(wrong=True), st.booleans(), st.booleans())
-@drawn(1200)
+@drawn(1000)
 def test_near_attention_at_length(program: Program, dynamic: bool, verify: bool) -> None:
     check(program, dynamic, verify)
 
 
 @pytest.mark.slow
 @given(programs())
-@drawn(60)
+@drawn(40)
 def test_through_kernels_at_length(program: Program) -> None:
     through_kernels(program)
