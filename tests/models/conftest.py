@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,11 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[Found]:
     """Every attention that `attncc.compile` and `torch.compile(backend="attncc")` meet from here on."""
     sites: list[Found] = []
     compile_graph = backend.compile_graph
+
+    def observe(found: list[Found], *_: Any) -> None:
+        sites.extend(found)
+
     monkeypatch.setattr(
-        backend, "compile_graph", lambda gm, inputs, options, _=None: compile_graph(gm, inputs, options, sites.extend)
+        backend, "compile_graph", lambda gm, inputs, options, _=None: compile_graph(gm, inputs, options, observe)
     )
     return sites
