@@ -19,15 +19,11 @@ from attncc.algorithm import numeric
 from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, tile
 from attncc.algorithm.bounds import key_bounds
 from attncc.algorithm.key_step import EDGE, Tile, key_step
-from attncc.algorithm.knowledge import Knowledge, biases_of, knowledge
+from attncc.algorithm.knowledge import Knowledge, knowledge
 from attncc.algorithm.lower_expr import Env, lower
 from attncc.algorithm.survey import CHUNK, Survey, open_survey, survey_chunk
+from attncc.algorithm.visibility import MARGIN, SAFE_MAXIMUM, biases
 from attncc.spec import AttentionSpec
-
-REDO_MARGIN = 110.0
-"""A key whose x is this far below its row's maximum has probability 0: float32's exp ends at -87.3."""
-SAFE_MAXIMUM = -1e30
-"""Above this maximum, a key with a hiding bias has probability 0 whatever its score."""
 
 
 def visit_keys(t: Tile) -> None:
@@ -44,9 +40,9 @@ def _safe_maximum(spec: AttentionSpec) -> float | None:
     """What the maximum of a row must be above for hidden keys to have no weight; None where they never have any."""
     if spec.normalizer != "softmax":
         return None
-    limits = [SAFE_MAXIMUM] if biases_of(spec) else []
+    limits = [SAFE_MAXIMUM] if biases(spec) else []
     if spec.mask is not None and math.isfinite(spec.fill):
-        limits.append(spec.fill + REDO_MARGIN)
+        limits.append(spec.fill + MARGIN)
     return max(limits, default=None)
 
 

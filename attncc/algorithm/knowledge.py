@@ -21,11 +21,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from attncc import expr as ex
+from attncc.algorithm.visibility import biases, not_hiding
 from attncc.spec import AttentionSpec
 
 TRUE_SEEN, FALSE_SEEN = 1, 2
-HIDING_BIAS = -3.0e38
-"""A bias that hides a key: -inf, or the lowest numbers of float32 and bfloat16."""
 
 _FLIPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 _YES: ex.Expr = ex.Const(True, "bool")
@@ -67,27 +66,19 @@ def knowledge(spec: AttentionSpec) -> Knowledge | None:
     """What is to be found out before the keys of `spec` are read; None where no tensor can hide keys."""
     collector = _Collector()
     seen = collector.truth(spec.mask) if spec.mask is not None else _Truth(_YES, _NO)
-    biases = biases_of(spec)
-    if not biases and not any(_reads(fact.value) for fact in collector.facts):
+    hiding = biases(spec)
+    if not hiding and not any(_reads(fact.value) for fact in collector.facts):
         return None
-    counts = [collector.fact("seen", _not_hiding(bias), TRUE_SEEN) for bias in biases]
+    counts = [collector.fact("seen", not_hiding(bias), TRUE_SEEN) for bias in hiding]
     lossless = []
     if spec.mask is None or not math.isfinite(spec.fill):
-        infinite = [collector.fact("seen", _infinite(bias), FALSE_SEEN) for bias in biases]
+        infinite = [collector.fact("seen", _infinite(bias), FALSE_SEEN) for bias in hiding]
         lossless = [_not(seen.may), *(_not(_has(fact, FALSE_SEEN)) for fact in infinite)]
     safe, visible = _NO, functools.reduce(_and, (_has(fact, TRUE_SEEN) for fact in counts), seen.may)
     for reason in lossless:
         safe = _or(safe, reason)
     lossy = _not(safe) if spec.normalizer == "softmax" else _NO
     return Knowledge(tuple(collector.facts), visible, seen.may_not, lossy)
-
-
-def biases_of(spec: AttentionSpec) -> list[ex.Expr]:
-    """The terms of x, beside the score's, that read a tensor by key position: they may hold -inf, and hide keys."""
-    if spec.normalizer != "softmax":
-        return []
-    terms = [term for term in _terms(spec.score_mod) if _reads_by_key(term)]
-    return [term for term in terms if not any(isinstance(node, ex.Score) for node in term.walk())]
 
 
 @dataclass(frozen=True)
@@ -211,22 +202,6 @@ def _sum(terms: list[tuple[int, ex.Expr]]) -> ex.Expr:
     return ex.Const(0, "int64") if total is None else total
 
 
-def _terms(node: ex.Expr) -> Iterator[ex.Expr]:
-    match node:
-        case ex.Op("add", operands) if node.dtype in ex.FLOATS:
-            for operand in operands:
-                yield from _terms(operand)
-        case ex.Op("cast", (operand,)) if node.dtype in ex.FLOATS and operand.dtype in ex.FLOATS:
-            yield from _terms(operand)
-        case _:
-            yield node
-
-
-def _not_hiding(bias: ex.Expr) -> ex.Expr:
-    """Whether `bias` hides no key; NaN does not."""
-    return _not(ex.op("le", bias, ex.Const(HIDING_BIAS, "float32")))
-
-
 def _infinite(bias: ex.Expr) -> ex.Expr:
     return ex.op("eq", bias, ex.Const(-math.inf, "float32"))
 
@@ -234,15 +209,6 @@ def _infinite(bias: ex.Expr) -> ex.Expr:
 def _reads(node: ex.Expr) -> bool:
     """Whether a tensor is read at a position that depends on the row or key."""
     return any(isinstance(part, ex.Load) and _axes(part) & {"i", "j"} for part in node.walk())
-
-
-def _reads_by_key(node: ex.Expr) -> bool:
-    """Whether a tensor is read at a position that is j, or that says where j is in a coarser order (j // 32).
-
-    Positions such as j - i are those of a table of distances, which hides nothing.
-    """
-    loads = [part for part in node.walk() if isinstance(part, ex.Load)]
-    return any(_axes(at) & {"i", "j"} == {"j"} for load in loads for at in load.index) and _reads_by_position(node)
 
 
 def _reads_by_position(node: ex.Expr) -> bool:

@@ -30,7 +30,7 @@ SAFE_MAXIMUM = -1e30
 def visible(spec: AttentionSpec) -> ex.Expr | None:
     """A condition in b, h, i and j on what tensors hold, false for keys that do not count; None where there is none."""
     parts = [part for part in _conjuncts(spec.mask) if _reads_by_key(part)] if spec.mask is not None else []
-    parts += [_not_hiding(bias) for bias in _biases(spec)]
+    parts += [not_hiding(bias) for bias in biases(spec)]
     return functools.reduce(functools.partial(ex.op, "and"), parts) if parts else None
 
 
@@ -43,7 +43,7 @@ def by_data(spec: AttentionSpec) -> bool:
 
 def safe_maximum(spec: AttentionSpec) -> float | None:
     """What a row's maximum must be above for hidden keys to weigh nothing; None where they never weigh anything."""
-    limits = [SAFE_MAXIMUM] if _biases(spec) else []
+    limits = [SAFE_MAXIMUM] if biases(spec) else []
     if spec.normalizer == "softmax" and math.isfinite(spec.fill) and _hides(spec):
         limits.append(spec.fill + MARGIN)
     return max(limits, default=None)
@@ -54,6 +54,19 @@ def row_bounds(spec: AttentionSpec) -> Bounds | None:
     found = key_bounds(spec.mask, by_row=True)
     by_row = [node for end in (found.lo, found.hi) for node in end.walk() if _reads(node, "i")]
     return found if by_row else None
+
+
+def biases(spec: AttentionSpec) -> list[ex.Expr]:
+    """The terms of x, beside the score's, that read a tensor by key position: they may hold -inf, and hide keys."""
+    if spec.normalizer != "softmax":
+        return []
+    terms = [term for term in _terms(spec.score_mod) if _reads_by_key(term)]
+    return [term for term in terms if not any(isinstance(node, ex.Score) for node in term.walk())]
+
+
+def not_hiding(bias: ex.Expr) -> ex.Expr:
+    """Whether `bias` hides no key; NaN does not."""
+    return ex.op("not", ex.op("le", bias, ex.Const(HIDDEN_BIAS, "float32")), dtype="bool")
 
 
 def _hides(spec: AttentionSpec) -> bool:
@@ -72,14 +85,6 @@ def _conjuncts(node: ex.Expr) -> Iterator[ex.Expr]:
         yield node
 
 
-def _biases(spec: AttentionSpec) -> list[ex.Expr]:
-    """The terms of x, beside the score's, that read a tensor by key position."""
-    if spec.normalizer != "softmax":
-        return []
-    terms = [term for term in _terms(spec.score_mod) if _reads_by_key(term)]
-    return [term for term in terms if not any(isinstance(node, ex.Score) for node in term.walk())]
-
-
 def _terms(node: ex.Expr) -> Iterator[ex.Expr]:
     match node:
         case ex.Op("add", operands) if node.dtype in ex.FLOATS:
@@ -89,11 +94,6 @@ def _terms(node: ex.Expr) -> Iterator[ex.Expr]:
             yield from _terms(operand)
         case _:
             yield node
-
-
-def _not_hiding(bias: ex.Expr) -> ex.Expr:
-    """Whether `bias` hides no key; NaN does not."""
-    return ex.op("not", ex.op("le", bias, ex.Const(HIDDEN_BIAS, "float32")), dtype="bool")
 
 
 def _reads_by_key(node: ex.Expr) -> bool:

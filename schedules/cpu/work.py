@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from attncc import expr as ex
 from attncc.algorithm.bounds import key_bounds
-from attncc.algorithm.knowledge import biases_of
+from attncc.algorithm.visibility import biases
 from attncc.schedules.family import Launch, Problem
 from attncc.spec import AttentionSpec
 
@@ -70,7 +70,7 @@ def tile_costs(spec: AttentionSpec, query_block: int, problem: Problem) -> npt.N
 def _hidden_by(spec: AttentionSpec) -> frozenset[str]:
     """The axes that what tensors hide may differ by."""
     trees = [spec.mask] if spec.mask is not None else []
-    loads = [node for tree in (*trees, *biases_of(spec)) for node in tree.walk() if isinstance(node, ex.Load)]
+    loads = [node for tree in (*trees, *biases(spec)) for node in tree.walk() if isinstance(node, ex.Load)]
     return frozenset(node.axis for load in loads for node in load.walk() if isinstance(node, ex.Index))
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from zoo import CAUSAL, KEY, ROW, SCALED, B, H, load, whole
 
 from attncc import expr as ex
-from attncc.algorithm.knowledge import FALSE_SEEN, TRUE_SEEN, Fact, Knowledge, biases_of, knowledge
+from attncc.algorithm.knowledge import FALSE_SEEN, TRUE_SEEN, Fact, Knowledge, knowledge
+from attncc.algorithm.visibility import biases
 from attncc.reference import evaluate
 from attncc.spec import AttentionSpec, Extra
 
@@ -118,7 +119,7 @@ def test_nothing_to_find_out(name: str) -> None:
 @pytest.mark.parametrize("name", ["relative bias", "functions", "sink of some rows", "sigmoid"])
 def test_no_bias_that_hides(name: str) -> None:
     spec = zoo.case(name, "float32", (1, 1, 8, 8)).spec
-    assert not biases_of(spec) and knowledge(spec) is None
+    assert not biases(spec) and knowledge(spec) is None
 
 
 def test_rows_and_keys_cost_no_pairs() -> None:
