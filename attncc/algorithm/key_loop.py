@@ -18,9 +18,10 @@ from attncc._tvm import Buffer, T, tirx
 from attncc.algorithm import numeric
 from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, tile
 from attncc.algorithm.bounds import key_bounds
-from attncc.algorithm.key_step import EDGE, Tile, key_step
+from attncc.algorithm.key_step import EDGE, key_step
 from attncc.algorithm.knowledge import Knowledge, knowledge
 from attncc.algorithm.lower_expr import Env, lower
+from attncc.algorithm.prefill_tile import Tile
 from attncc.algorithm.survey import CHUNK, Survey, open_survey, survey_chunk
 from attncc.algorithm.visibility import MARGIN, SAFE_MAXIMUM, biases
 from attncc.spec import AttentionSpec

@@ -16,11 +16,11 @@ from attncc import expr as ex
 from attncc._tvm import Buffer, T, Var, tirx
 from attncc.algorithm import numeric
 from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, tile
-from attncc.algorithm.lower_expr import Env, lower
-from attncc.algorithm.signature import Signature, compute_dtype
-from attncc.algorithm.storage import pack, storage_dtype, unpack
-from attncc.algorithm.transpose import transpose
-from attncc.spec import AttentionSpec
+from attncc.algorithm.lower_expr import lower
+from attncc.algorithm.pair_loads import elements, from_tiles, pair_loads, turned
+from attncc.algorithm.prefill_tile import Tile
+from attncc.algorithm.storage import pack, storage_dtype
+from attncc.algorithm.transpose import Source, transpose
 
 OPAQUE = """
 define i64 @attncc_opaque(i64 %value) alwaysinline {
@@ -38,113 +38,9 @@ WEIGHTS = ".weights"
 """Suffix of the names of blocks that make the weights, once a row's maximum and sum are known."""
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """What the algorithm must know of a schedule: the tile sizes baked into it, and how tiles are stored."""
-
-    queries: int
-    """Query rows of a tile."""
-    keys: int
-    """Keys of a full step."""
-    columns: int
-    """Columns of the output tile, at least value_dim; those past it are scratch."""
-    dtype: str
-    """dtype of the q, k, v and probability tiles: what the products multiply. Sums are in the compute dtype."""
-
-    edge_keys: int = 0
-    """Keys of an edge step, which `keys` is a multiple of; 0 for `keys`. Diagonals and short sequences waste less."""
-
-    @property
-    def edge(self) -> int:
-        """Keys of an edge step."""
-        return self.edge_keys or self.keys
-
-    @property
-    def storage(self) -> str:
-        """dtype of the buffers of those tiles."""
-        return storage_dtype(self.dtype)
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A tile under construction: where it is, and the buffers that live as long as it does."""
-
-    spec: AttentionSpec
-    tiling: Tiling
-    signature: Signature
-    scalars: Mapping[str, Any]
-    """The spec's run-time scalars, in the compute dtype."""
-    batch: Any
-    kv_head: Any
-    head: Any
-    first_row: Any
-    query: Buffer
-    """[head_dim, queries]"""
-    scores: Buffer
-    """[keys, queries]: x"""
-    probabilities: Buffer
-    """[keys, queries]"""
-    output: Buffer
-    """[columns, queries]: the sum of p v so far, over the sum of p"""
-    new_output: Buffer
-    maximum: Buffer
-    """[queries]: the largest x so far"""
-    new_maximum: Buffer
-    base: Buffer
-    """[queries]: what is subtracted from x; the maximum, or 0 where that is -inf"""
-    total: Buffer
-    """[queries]: the sum of p so far"""
-    new_total: Buffer
-    decay: Buffer
-    """[queries]: what a step multiplies earlier sums with"""
-    inverse: Buffer
-    """[queries]: 1 / the final sum, or what an empty row gives"""
-
-    @property
-    def reads(self) -> tuple[Buffer, ...]:
-        """All that the key loop reads."""
-        return (*self.signature.inputs, self.query, *self.writes)
-
-    @property
-    def writes(self) -> tuple[Buffer, ...]:
-        """All that the key loop writes, and reads again."""
-        products = (self.scores, self.probabilities, self.output, self.new_output)
-        if not self.softmax:
-            return products
-        return (*products, self.maximum, self.new_maximum, self.base, self.total, self.new_total, self.decay)
-
-    @property
-    def dtype(self) -> str:
-        """The compute dtype."""
-        return compute_dtype(self.spec)
-
-    @property
-    def softmax(self) -> bool:
-        """Whether weights are normalised; else x itself is the weight, and the statistics have no use."""
-        return self.spec.normalizer == "softmax"
-
-    def unpack(self, value: Any) -> Any:
-        """An element of a q, k, v or probability tile, in the compute dtype."""
-        return unpack(self.tiling.dtype, self.dtype, value)
-
-    def row(self, query: Any) -> Any:
-        """Position of a query row; rows past the end repeat the last one."""
-        return T.min(self.first_row + query, self.signature.sizes["Sq"] - 1)
-
-    def env(self, query: Any, key: Any, score: Any) -> Env:
-        """What the leaves of score_mod and mask are, for a query of the tile and the position of a key."""
-        index = {"b": self.batch, "h": self.head, "i": self.row(query), "j": key}
-        return Env(self.dtype, index, self.signature.sizes, self.scalars, self.signature.extras, score)
-
-    def element_env(self, column: Any, elements: Mapping[str, Any]) -> Env:
-        """What the leaves of `element` are, for a column of q and k."""
-        index = {"b": self.batch, "h": self.head, "d": numeric.cast("int64", column)}
-        return Env(self.dtype, index, self.signature.sizes, self.scalars, self.signature.extras, None, elements)
-
-
 def key_step(t: Tile, first_key: Var, suffix: str) -> None:
     """Emit the step for the keys from `first_key` on; `EDGE` where they may be masked or past the sequence's end."""
-    step = _Step(_hidden_rows(t, suffix), first_key, suffix)
+    step = _step(t, first_key, suffix)
     step.score()
     if t.softmax:
         step.online_max()
@@ -158,17 +54,24 @@ def key_step(t: Tile, first_key: Var, suffix: str) -> None:
 
 def weight_step(t: Tile, first_key: Var) -> None:
     """Emit what writes the weights of the keys from `first_key` on, given `base` and `inverse` of every row."""
-    step = _Step(_hidden_rows(t, WEIGHTS), first_key, WEIGHTS)
+    step = _step(t, first_key, WEIGHTS)
     step.score()
     step.weights()
 
 
-def _hidden_rows(t: Tile, suffix: str) -> Tile:
-    """The tile with its first row hidden from LLVM where the step's expressions depend on row positions."""
-    trees = (t.spec.score_mod, t.spec.mask) if suffix else (t.spec.score_mod,)
-    if not any(node == ex.Index("i") for tree in trees if tree is not None for node in tree.walk()):
-        return t
-    return replace(t, first_row=let("step_row", T.call_extern("int64", "attncc_opaque", t.first_row)))
+def _step(t: Tile, first_key: Var, suffix: str) -> _Step:
+    """The step, with tiles of the tensors that it reads by query and key."""
+    spec, sizes, keys = t.spec, t.signature.sizes, t.tiling.edge if suffix else t.tiling.keys
+    masks = [spec.mask] if suffix and spec.mask is not None else []
+    env = replace(t.env(0, first_key, None), index={"b": t.batch, "h": t.head, "i": t.first_row, "j": first_key})
+    existing = sizes["Sq"] - t.first_row, sizes["Skv"] - first_key
+    loads = pair_loads(spec.score_mod, *masks)
+    pairs = turned(suffix or "full", loads, env, (t.tiling.queries, keys), existing)
+    trees = [from_tiles(tree, pairs) for tree in (spec.score_mod, *masks)]
+    if any(node == ex.Index("i") for tree in trees for node in tree.walk()):
+        # hidden from LLVM where expressions depend on row positions
+        t = replace(t, first_row=let("step_row", T.call_extern("int64", "attncc_opaque", t.first_row)))
+    return _Step(t, first_key, suffix, pairs, trees[0], trees[1] if masks else None)
 
 
 @dataclass(frozen=True)
@@ -176,6 +79,12 @@ class _Step:
     t: Tile
     first_key: Var
     suffix: str
+    pairs: Mapping[ex.Load, Buffer]
+    """[keys, queries]: tiles of what is read by query and key"""
+    score_mod: ex.Expr
+    """The spec's, reading those tiles"""
+    mask: ex.Expr | None
+    """Likewise, where this step has a mask"""
 
     @property
     def edge(self) -> bool:
@@ -219,13 +128,13 @@ class _Step:
                 store(t.scores, [n, m], self.modified(n, m, s[n, m]))
 
     def modified(self, n: Any, m: Any, s: Any) -> Any:
-        t, spec = self.t, self.t.spec
-        env = t.env(m, self.key_row(n), s)
-        x = lower(spec.score_mod, env)
+        t = self.t
+        env = replace(t.env(m, self.key_row(n), s), element=elements(self.pairs, t.dtype, n, m))
+        x = lower(self.score_mod, env)
         if not self.edge:
             return x
-        if spec.mask is not None:
-            x = T.Select(lower(spec.mask, env), x, tirx.const(spec.fill, t.dtype))
+        if self.mask is not None:
+            x = T.Select(lower(self.mask, env), x, tirx.const(t.spec.fill, t.dtype))
         nothing = tirx.const(-math.inf if t.softmax else 0.0, t.dtype)
         return T.Select(self.key(n) < t.signature.sizes["Skv"], x, nothing)
 
@@ -326,7 +235,9 @@ class _Step:
                 accesses([kept], [out])
                 keys = T.min(sizes["Skv"] - self.first_key, self.keys)
                 rows = T.min(sizes["Sq"] - t.first_row, t.tiling.queries)
-                transpose(kept, out, [t.batch, t.head, t.first_row, self.first_key], keys, rows)
+                source = Source(kept[0, 0], t.tiling.queries, 1, keys, rows)
+                target = out[t.batch, t.head, t.first_row, self.first_key]
+                transpose(spec.dtype, source, target, sizes["Skv"])
 
 
 def exp(x: Any, short: bool) -> Any:

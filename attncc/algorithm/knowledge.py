@@ -72,8 +72,8 @@ def knowledge(spec: AttentionSpec) -> Knowledge | None:
     counts = [collector.fact("seen", not_hiding(bias), TRUE_SEEN) for bias in hiding]
     lossless = []
     if spec.mask is None or not math.isfinite(spec.fill):
-        infinite = [collector.fact("seen", _infinite(bias), FALSE_SEEN) for bias in hiding]
-        lossless = [_not(seen.may), *(_not(_has(fact, FALSE_SEEN)) for fact in infinite)]
+        surely = [collector.fact("seen", infinite(bias), FALSE_SEEN) for bias in hiding]
+        lossless = [_not(seen.may), *(_not(_has(fact, FALSE_SEEN)) for fact in surely)]
     safe, visible = _NO, functools.reduce(_and, (_has(fact, TRUE_SEEN) for fact in counts), seen.may)
     for reason in lossless:
         safe = _or(safe, reason)
@@ -202,7 +202,8 @@ def _sum(terms: list[tuple[int, ex.Expr]]) -> ex.Expr:
     return ex.Const(0, "int64") if total is None else total
 
 
-def _infinite(bias: ex.Expr) -> ex.Expr:
+def infinite(bias: ex.Expr) -> ex.Expr:
+    """Whether `bias` hides a key from every row, whatever else it sees."""
     return ex.op("eq", bias, ex.Const(-math.inf, "float32"))
 
 

@@ -57,6 +57,12 @@ def lower(expr: ex.Expr, env: Env) -> Any:
     return numeric.bound(lambda: ex.fold(expr, _Lowering(env, _nesting(expr)).node))
 
 
+def element(load: ex.Load, env: Env) -> Any:
+    """The element of a tensor that `load` reads, as it lies there: its address can be taken."""
+    lowering = _Lowering(env, {})
+    return lowering.element(load, tuple(ex.fold(index, lowering.node) for index in load.index))
+
+
 def _nesting(expr: ex.Expr) -> dict[ex.Expr, int]:
     """How many polynomials lie inside each other at each node and below."""
     depths: dict[ex.Expr, int] = {}
@@ -95,13 +101,17 @@ class _Lowering:
                 return self.leaf(node, self.env.element, name)
             case ex.Scalar(name, dtype):
                 return self.cast(self.leaf(node, self.env.scalar, name), dtype)
-            case ex.Load(tensor, index, dtype):
-                buffer = self.leaf(node, self.env.buffer, tensor)
-                at = [self.position(*each) for each in zip(index, args, buffer.shape, strict=True)]
-                return self.cast(tirx.BufferLoad(buffer, at), dtype)
+            case ex.Load(_, _, dtype):
+                return self.cast(self.element(node, args), dtype)
             case ex.Op():
                 return self.op(node, args)
         raise ValueError(f"{type(node).__name__} {node} cannot be lowered to TIR")
+
+    def element(self, load: ex.Load, positions: tuple[Any, ...]) -> Any:
+        """The element that `load` reads, in its own dtype."""
+        buffer = self.leaf(load, self.env.buffer, load.tensor)
+        at = [self.position(*each) for each in zip(load.index, positions, buffer.shape, strict=True)]
+        return tirx.BufferLoad(buffer, at)
 
     def position(self, index: ex.Expr, value: Any, size: Any) -> Any:
         """Where a dimension of `size` is read.

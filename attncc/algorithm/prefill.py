@@ -21,9 +21,13 @@ from attncc._tvm import IRBuilder, PrimFunc, T, Var, tirx
 from attncc.algorithm import numeric
 from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, tile
 from attncc.algorithm.key_loop import visit_keys
-from attncc.algorithm.key_step import OPAQUE, Tile, Tiling, finite, weight_step
+from attncc.algorithm.key_step import OPAQUE, finite, weight_step
+from attncc.algorithm.knowledge import knowledge
+from attncc.algorithm.pair_loads import pair_loads
+from attncc.algorithm.prefill_tile import Tile, Tiling
 from attncc.algorithm.signature import NAME, Signature, compute_dtype, declare, import_llvm, use_launcher
 from attncc.algorithm.storage import pack
+from attncc.algorithm.survey import llvm_text as survey_text
 from attncc.algorithm.transpose import llvm_text as transpose_text
 from attncc.spec import AttentionSpec
 
@@ -35,9 +39,7 @@ def build(spec: AttentionSpec, tiling: Tiling) -> PrimFunc:
             T.func_name(NAME)
             signature = declare(spec)
             use_launcher(signature)
-            import_llvm(OPAQUE)
-            if "weights" in spec.outputs:
-                import_llvm(transpose_text(spec.dtype))
+            _import_functions(spec)
             scalars = _scalars(spec, signature)
             n_tiles = signature.work.shape[0]
             with T.serial(n_tiles) as loop:
@@ -49,6 +51,17 @@ def build(spec: AttentionSpec, tiling: Tiling) -> PrimFunc:
                     _tile(_open_tile(spec, tiling, signature, scalars, number))
         function: PrimFunc = builder.get()
     return function
+
+
+def _import_functions(spec: AttentionSpec) -> None:
+    """The functions in LLVM IR that the kernel calls."""
+    known = knowledge(spec)
+    turned = {load.dtype for load in pair_loads(spec.score_mod, spec.mask)}
+    if "weights" in spec.outputs:
+        turned.add(spec.dtype)
+    for text in (OPAQUE, transpose_text(turned), survey_text(known) if known is not None else ""):
+        if text:
+            import_llvm(text)
 
 
 def _scalars(spec: AttentionSpec, signature: Signature) -> dict[str, Any]:

@@ -13,9 +13,12 @@ from typing import Any
 from attncc._tvm import Buffer, T, tirx
 from attncc.algorithm import numeric
 from attncc.algorithm.blocks import accesses, let, repeat, store, tile
-from attncc.algorithm.key_step import Tile
 from attncc.algorithm.knowledge import FALSE_SEEN, TRUE_SEEN, Fact, Knowledge
-from attncc.algorithm.lower_expr import Env, lower
+from attncc.algorithm.lower_expr import Env, element, lower
+from attncc.algorithm.pair_loads import strides
+from attncc.algorithm.prefill_tile import Tile
+from attncc.algorithm.seen import llvm_text as seen_text
+from attncc.algorithm.seen import look, test_of
 
 CHUNK = 64
 """Edge blocks surveyed together: enough for long runs, few enough for their part of a mask to stay in L2."""
@@ -43,6 +46,11 @@ class Survey:
     def buffers(self) -> tuple[Buffer, ...]:
         facts = [buffer for buffer in (self.row_facts, self.key_facts) if buffer is not None]
         return (*facts, self.full, self.edges, self.counts)
+
+
+def llvm_text(known: Knowledge) -> str:
+    """The LLVM IR that a kernel with such a survey imports; empty where it needs none."""
+    return seen_text(test for fact in known.facts if fact.over == "pairs" and (test := test_of(fact)) is not None)
 
 
 def open_survey(t: Tile, known: Knowledge) -> Survey:
@@ -113,13 +121,22 @@ def _facts_of_keys(t: Tile, known: Knowledge, facts: Buffer, first: Any, count: 
 
 
 def _facts_of_pairs(t: Tile, known: Knowledge, facts: Buffer, first: Any, count: Any) -> None:
+    size, key = t.tiling.edge, let("chunk_key", first * t.tiling.edge)
     for number, fact in _facts(known, "pairs"):
-        with T.serial(_rows(t)) as row, T.serial(count) as n:
-            enough = T.int64(fact.enough)
-            undecided = tirx.NE(tirx.bitwise_and(facts[number, n], enough), enough)
-            with T.If(undecided), T.Then(), T.serial(_keys(t, first + n)) as c:
-                index = {"i": t.first_row + row, "j": (first + n) * t.tiling.edge + c}
-                store(facts, [number, n], _observed(t, fact, index, facts[number, n]))
+        test, enough = test_of(fact), T.int64(fact.enough)
+        with T.serial(_rows(t)) as row:
+            index = {"i": t.first_row + row, "j": key}
+            if test is not None:
+                _, load = test
+                stride, keys = strides(load, t.signature.extras[load.tensor])[1], t.signature.sizes["Skv"] - key
+                found = element(load, _env(t, index))
+                look(test, found, stride, T.min(keys, count * size), size, facts[number, 0], fact.enough)
+                continue
+            with T.serial(count) as n:
+                undecided = tirx.NE(tirx.bitwise_and(facts[number, n], enough), enough)
+                with T.If(undecided), T.Then(), T.serial(_keys(t, first + n)) as c:
+                    index["j"] = (first + n) * size + c
+                    store(facts, [number, n], _observed(t, fact, index, facts[number, n]))
 
 
 def _lists(t: Tile, survey: Survey, first: Any, count: Any, everything: Any) -> None:
@@ -165,9 +182,13 @@ def _nothing(fact: Fact) -> Any:
 
 def _observed(t: Tile, fact: Fact, index: dict[str, Any], before: Any) -> Any:
     """The fact with one more position, or pair of them."""
-    places = {"b": t.batch, "h": t.head, **index}
-    value = lower(fact.value, Env(t.dtype, places, t.signature.sizes, t.scalars, t.signature.extras))
+    value = lower(fact.value, _env(t, index))
     if fact.kind == "seen":
         return tirx.bitwise_or(before, T.Select(value, T.int64(TRUE_SEEN), T.int64(FALSE_SEEN)))
     value = numeric.cast("int64", value)
     return T.min(before, value) if fact.kind == "least" else T.max(before, value)
+
+
+def _env(t: Tile, index: dict[str, Any]) -> Env:
+    places = {"b": t.batch, "h": t.head, **index}
+    return Env(t.dtype, places, t.signature.sizes, t.scalars, t.signature.extras)

@@ -1,4 +1,4 @@
-"""Tiles turned over: queries lie in lanes, while a row of a tensor belongs to one query.
+"""Tiles turned over: queries lie in lanes, while what a tensor holds of a query follows each other in its row.
 
 Squares of 16 elements are turned in registers by shuffles, in LLVM IR, which has them where TIR has none; what is left
 over at the borders goes element by element. The same text serves every target.
@@ -6,49 +6,69 @@ over at the borders goes element by element. The same text serves every target.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from attncc._tvm import Buffer, T, tirx
+from attncc._tvm import T, tirx
 
 SIDE = 16
 """Rows and columns of a square that is turned in registers."""
 
-_BITS = {"float64": 64, "float32": 32, "float16": 16, "bfloat16": 16, "uint16": 16}
+_BITS = {
+    "float64": 64, "float32": 32, "float16": 16, "bfloat16": 16, "int64": 64, "int32": 32, "int16": 16, "uint16": 16,
+    "int8": 8, "uint8": 8, "bool": 8,
+}  # fmt: skip
 
+# One copy a kernel, however often it is called; element (r, c) of the source becomes element (c, r) of the target.
 _FUNCTION = """
-define i32 @attncc_transpose_i@BITS@(ptr %source, i64 %source_stride, ptr %target, i64 %target_stride,
-                                     i64 %rows, i64 %columns) alwaysinline {
+define linkonce_odr hidden i32 @attncc_transpose_i@BITS@(
+    ptr noalias %source, i64 %row_stride, i64 %column_stride, i64 %rows, i64 %columns,
+    ptr noalias %target, i64 %target_stride, i64 %all_rows, i64 %all_columns) noinline {
 entry:
+  %last_row = sub i64 %rows, 1
+  %last_column = sub i64 %columns, 1
+  %by_row = icmp eq i64 %column_stride, 1
+  %by_column = icmp eq i64 %row_stride, 1
   br label %row_head
 row_head:
   %r0 = phi i64 [ 0, %entry ], [ %r_end, %row_next ]
   %r_end = add i64 %r0, 16
-  %r_more = icmp slt i64 %r0, %rows
+  %r_more = icmp slt i64 %r0, %all_rows
   br i1 %r_more, label %column_head, label %done
 column_head:
   %c0 = phi i64 [ 0, %row_head ], [ %c_end, %column_next ]
   %c_end = add i64 %c0, 16
-  %c_more = icmp slt i64 %c0, %columns
+  %c_more = icmp slt i64 %c0, %all_columns
   br i1 %c_more, label %square, label %row_next
 square:
   %r_whole = icmp sle i64 %r_end, %rows
   %c_whole = icmp sle i64 %c_end, %columns
   %whole = and i1 %r_whole, %c_whole
-  br i1 %whole, label %shuffles, label %elements
+  %shuffled = and i1 %whole, %by_row
+  br i1 %shuffled, label %shuffles, label %no_shuffles
 shuffles:
 @SHUFFLES@
   br label %column_next
+no_shuffles:
+  %copied = and i1 %whole, %by_column
+  br i1 %copied, label %copies, label %elements
+copies:
+@COPIES@
+  br label %column_next
 elements:
-  %r_stop = call i64 @llvm.smin.i64(i64 %r_end, i64 %rows)
-  %c_stop = call i64 @llvm.smin.i64(i64 %c_end, i64 %columns)
+  %r_stop = call i64 @llvm.smin.i64(i64 %r_end, i64 %all_rows)
+  %c_stop = call i64 @llvm.smin.i64(i64 %c_end, i64 %all_columns)
   br label %r_loop
 r_loop:
   %r = phi i64 [ %r0, %elements ], [ %r_next, %r_step ]
+  %r_from = call i64 @llvm.smin.i64(i64 %r, i64 %last_row)
+  %from_row = mul i64 %r_from, %row_stride
   br label %c_loop
 c_loop:
   %c = phi i64 [ %c0, %r_loop ], [ %c_next, %c_loop ]
-  %from_row = mul i64 %r, %source_stride
-  %from = add i64 %from_row, %c
+  %c_from = call i64 @llvm.smin.i64(i64 %c, i64 %last_column)
+  %from_column = mul i64 %c_from, %column_stride
+  %from = add i64 %from_row, %from_column
   %to_row = mul i64 %c, %target_stride
   %to = add i64 %to_row, %r
   %from_address = getelementptr i@BITS@, ptr %source, i64 %from
@@ -69,27 +89,46 @@ row_next:
 done:
   ret i32 0
 }
+"""
 
+_DECLARATION = """
 declare i64 @llvm.smin.i64(i64, i64)
 """
 
 
-def transpose(source: Buffer, target: Buffer, first: list[Any], rows: Any, columns: Any) -> None:
-    """target[*first[:-2], first[-2] + c, first[-1] + r] = source[r, c] for r < rows and c < columns, both int64.
+@dataclass(frozen=True)
+class Source:
+    """A matrix to be turned: its first element (in a buffer), its strides, and how many rows and columns exist."""
 
-    `source` is a tile [rows, columns]; `target` is contiguous, of elements as wide. The kernel has imported `llvm_text`
-    of their dtype, and the open block states what it accesses.
+    first: Any
+    row_stride: Any
+    column_stride: Any
+    rows: Any
+    columns: Any
+
+
+def transpose(dtype: str, source: Source, target: Any, target_stride: Any, size: tuple[Any, Any] | None = None) -> None:
+    """target[c, r] = source[r, c], for a target that starts at the element `target` and whose rows are dense.
+
+    `size` is that of the source (rows, columns) as the target wants it, by default what exists; what does not exist
+    repeats the last that does. Numbers are int64, elements of `dtype`. The kernel has imported `llvm_text` of it, and
+    the open block states what it accesses.
     """
-    name = f"attncc_transpose_i{_BITS[str(source.ty.dtype)]}"
-    strides = tirx.const(int(source.shape[1]), "int64"), target.shape[-1]
-    addresses = tirx.address_of(source[0, 0]), tirx.address_of(target[tuple(first)])
-    T.evaluate(T.call_extern("int32", name, addresses[0], strides[0], addresses[1], strides[1], rows, columns))
+    size = size or (source.rows, source.columns)
+    extents = [T.int64(n) if isinstance(n, int) else n for n in (source.rows, source.columns, target_stride, *size)]
+    strides = [T.int64(n) if isinstance(n, int) else n for n in (source.row_stride, source.column_stride)]
+    arguments = [tirx.address_of(source.first), *strides, *extents[:2], tirx.address_of(target), *extents[2:]]
+    T.evaluate(T.call_extern("int32", f"attncc_transpose_i{_BITS[dtype]}", *arguments))
 
 
-def llvm_text(dtype: str) -> str:
-    """The function that `transpose` calls for tiles of `dtype`."""
-    bits = _BITS[dtype]
-    text = _FUNCTION.replace("@SHUFFLES@", "\n".join(_shuffles(bits)))
+def llvm_text(dtypes: set[str]) -> str:
+    """The functions that `transpose` calls for elements of these dtypes."""
+    functions = [_function(bits) for bits in sorted({_BITS[dtype] for dtype in dtypes})]
+    return "".join([*functions, _DECLARATION]) if functions else ""
+
+
+def _function(bits: int) -> str:
+    text = _FUNCTION.replace("@SHUFFLES@", "\n".join(_shuffles(bits))).replace("@COPIES@", "\n".join(_copies(bits)))
     return text.replace("@BITS@", str(bits)).replace("@BYTES@", str(bits // 8))
 
 
@@ -99,14 +138,13 @@ def _shuffles(bits: int) -> list[str]:
     A round zips each vector of the first half with its partner in the second; after log2(16) of them lane and number of
     a vector have changed places.
     """
-    vector = f"<{SIDE} x i{bits}>"
-    half = SIDE // 2
+    vector, half = f"<{SIDE} x i{bits}>", SIDE // 2
     zipped = [
         ", ".join(f"i32 {part * half + lane // 2 + lane % 2 * SIDE}" for lane in range(SIDE)) for part in range(2)
     ]
     lines = []
     for n in range(SIDE):
-        lines += _address(f"s{n}", "source", "r0", "c0", n, bits)
+        lines += _address(f"s{n}", "source", ("r0", "row_stride"), "c0", n, bits)
         lines.append(f"  %v0_{n} = load {vector}, ptr %s{n}, align {bits // 8}")
     rounds = SIDE.bit_length() - 1
     for step in range(rounds):
@@ -115,16 +153,27 @@ def _shuffles(bits: int) -> list[str]:
             mask = f"<{SIDE} x i32> <{zipped[n % 2]}>"
             lines.append(f"  %v{step + 1}_{n} = shufflevector {a}, {b}, {mask}")
     for n in range(SIDE):
-        lines += _address(f"t{n}", "target", "c0", "r0", n, bits)
+        lines += _address(f"t{n}", "target", ("c0", "target_stride"), "r0", n, bits)
         lines.append(f"  store {vector} %v{rounds}_{n}, ptr %t{n}, align {bits // 8}")
     return lines
 
 
-def _address(name: str, base: str, row: str, column: str, offset: int, bits: int) -> list[str]:
-    """%name = address of base[row + offset, column]."""
+def _copies(bits: int) -> list[str]:
+    """The columns of a square whose columns are dense already."""
+    vector, lines = f"<{SIDE} x i{bits}>", []
+    for n in range(SIDE):
+        lines += _address(f"from{n}", "source", ("c0", "column_stride"), "r0", n, bits)
+        lines.append(f"  %w{n} = load {vector}, ptr %from{n}, align {bits // 8}")
+        lines += _address(f"to{n}", "target", ("c0", "target_stride"), "r0", n, bits)
+        lines.append(f"  store {vector} %w{n}, ptr %to{n}, align {bits // 8}")
+    return lines
+
+
+def _address(name: str, base: str, line: tuple[str, str], offset: str, number: int, bits: int) -> list[str]:
+    """%name = address of element `offset` of line `line[0] + number`, which are `line[1]` apart."""
     return [
-        f"  %{name}_row = add i64 %{row}, {offset}",
-        f"  %{name}_first = mul i64 %{name}_row, %{base}_stride",
-        f"  %{name}_at = add i64 %{name}_first, %{column}",
+        f"  %{name}_line = add i64 %{line[0]}, {number}",
+        f"  %{name}_first = mul i64 %{name}_line, %{line[1]}",
+        f"  %{name}_at = add i64 %{name}_first, %{offset}",
         f"  %{name} = getelementptr i{bits}, ptr %{base}, i64 %{name}_at",
     ]

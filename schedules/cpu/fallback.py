@@ -37,8 +37,8 @@ class Fallback(Family):
 
     def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:
         from attncc._tvm import IRModule, Schedule
-        from attncc.algorithm.key_step import Tiling
         from attncc.algorithm.prefill import build
+        from attncc.algorithm.prefill_tile import Tiling
         from attncc.algorithm.signature import NAME, compute_dtype
 
         query_block, key_block = decisions["query_block"], decisions["key_block"]

@@ -17,7 +17,7 @@ from attncc.target import Target
 
 if TYPE_CHECKING:
     from attncc._tvm import IRModule
-    from attncc.algorithm.key_step import Tiling
+    from attncc.algorithm.prefill_tile import Tiling
 
 MIN_ROWS = 8
 """Below this many query rows most lanes would idle: that is decode's case."""
@@ -69,7 +69,7 @@ class PrefillFp32(Family):
 
 def tiling(decisions: Decisions, columns: int, dtype: str) -> Tiling:
     """What the algorithm is told of the decisions."""
-    from attncc.algorithm.key_step import Tiling
+    from attncc.algorithm.prefill_tile import Tiling
 
     return Tiling(decisions["query_block"], decisions["key_block"], columns, dtype, decisions["edge_block"])
 

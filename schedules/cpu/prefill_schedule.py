@@ -21,6 +21,7 @@ from typing import Any
 from attncc import expr as ex
 from attncc._tvm import IRModule, PrimFunc, Schedule
 from attncc.algorithm.key_step import EDGE, WEIGHTS
+from attncc.algorithm.pair_loads import is_pair_load
 from attncc.algorithm.signature import NAME
 from attncc.spec import AttentionSpec
 
@@ -253,5 +254,6 @@ def is_light(spec: AttentionSpec) -> bool:
     """Whether score_mod and mask take few instructions: unrolled over a register tile, others take long to compile."""
     trees = [spec.score_mod] + ([spec.mask] if spec.mask is not None else [])
     nodes = [node for tree in trees for node in tree.walk()]
-    heavy = [node for node in nodes if isinstance(node, ex.Load) or (isinstance(node, ex.Op) and node.name in HEAVY)]
-    return not heavy and len(nodes) <= MOST_LIGHT_NODES
+    reads = [node for node in nodes if isinstance(node, ex.Load) and not is_pair_load(node)]
+    heavy = [node for node in nodes if isinstance(node, ex.Op) and node.name in HEAVY]
+    return not reads and not heavy and len(nodes) <= MOST_LIGHT_NODES

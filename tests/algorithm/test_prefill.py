@@ -13,8 +13,8 @@ from kernel_harness import assert_near, llvm
 
 from attncc import reference
 from attncc._tvm import IRModule, compile_module
-from attncc.algorithm.key_step import Tiling
 from attncc.algorithm.prefill import build
+from attncc.algorithm.prefill_tile import Tiling
 from attncc.algorithm.signature import NAME
 from attncc.algorithm.storage import pack, unpack
 from attncc.schedules.cpu.prefill_bf16 import PrefillBf16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,14 +10,16 @@ import torch
 import zoo
 from kernel_harness import Case, llvm
 from torch import Tensor
+from zoo import KEY, ROW, SCALED, B, H, load
 
+from attncc import expr as ex
 from attncc._tvm import IRBuilder, IRModule, T, compile_module, tirx
 from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store
-from attncc.algorithm.key_step import Tile, Tiling
 from attncc.algorithm.knowledge import knowledge
-from attncc.algorithm.signature import NAME, declare
-from attncc.algorithm.survey import CHUNK, open_survey, survey_chunk
-from attncc.spec import AttentionSpec
+from attncc.algorithm.prefill_tile import Tile, Tiling
+from attncc.algorithm.signature import NAME, declare, import_llvm
+from attncc.algorithm.survey import CHUNK, llvm_text, open_survey, survey_chunk
+from attncc.spec import AttentionSpec, Extra
 from attncc.target import detect
 
 EDGE, STEP, QUERIES = 32, 128, 64
@@ -30,6 +33,8 @@ def survey_kernel(spec: AttentionSpec) -> Any:
             signature = declare(spec)
             known = knowledge(spec)
             assert known is not None
+            if llvm_text(known):
+                import_llvm(llvm_text(known))
             unused = [tirx.decl_buffer((1,), "float32") for _ in range(12)]
             numbers = {"batch": T.int64(0), "kv_head": T.int64(0), "head": T.int64(0)}
             scalars = {**signature.scalars}
@@ -107,10 +112,22 @@ def test_pairs() -> None:
     assert surveyed(case("boolean mask", 64, 600, mask)) == [([4], [8, 12], False)]
 
 
-@pytest.mark.parametrize("hidden", [-float("inf"), torch.finfo(torch.float32).min])
-def test_biases(hidden: float) -> None:
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_biases(dtype: str, dense: bool) -> None:
     """A bias hides, and needs no mask code where it does not; finfo.min may count for rows that see nothing else."""
-    bias = torch.full((1, 1, 64, 600), hidden)
-    bias[..., 5, 128:256] = 0.5
-    lossy = hidden != -float("inf")
-    assert surveyed(case("float mask, -inf", 64, 600, bias)) == [([4], [], lossy)]
+    torch_dtype: torch.dtype = getattr(torch, dtype)
+    made = case("float mask, -inf", 64, 600)
+    read = load("t0", B, H, ROW, KEY, dtype=dtype)
+    bias_term = ex.op("cast", read, dtype="float32")
+    made.spec = replace(made.spec, score_mod=ex.op("add", SCALED, bias_term), extras=(Extra("t0", dtype, 4),))
+    for hidden in (-float("inf"), torch.finfo(torch_dtype).min):
+        bias = torch.full((1, 1, 64, 600), hidden, dtype=torch_dtype)
+        bias[..., 5, 128:256] = 0.5
+        bias[..., 7, 300] = float("nan")
+        made.extras = [bias if dense else bias.mT.contiguous().mT]
+        counts = dtype == "float16" and hidden != -float("inf")  # -65504 is an ordinary number
+        if counts:
+            assert surveyed(made)[0][2] is False
+        else:
+            assert surveyed(made) == [([4], [9], hidden != -float("inf"))]

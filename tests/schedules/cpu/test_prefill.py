@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import numpy as np
@@ -10,13 +11,15 @@ import torch
 import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_harness import Case, check, compile_module, run
+from kernel_harness import Case, check, compile_module, make_case, run
+from zoo import KEY, ROW, SCALED, H, load, whole
 
 from attncc import expr as ex
 from attncc.schedules import Family, Problem
 from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
 from attncc.schedules.cpu.prefill_fp32 import PrefillFp32, columns_of
 from attncc.schedules.cpu.work import alternate, tile_costs
+from attncc.spec import AttentionSpec, Extra
 from attncc.target import detect, parse
 
 FP32, BF16 = PrefillFp32(), PrefillBf16()
@@ -183,6 +186,34 @@ def blocky(name: str, case: Case, grain: int, generator: torch.Generator) -> tor
             low = torch.finfo(torch.float32).min
             return torch.where(visible(q_len, kv_len), 0.5, low).expand(batch, heads, -1, -1)
     return visible(q_len, kv_len).expand(batch, heads, -1, -1)
+
+
+@pytest.mark.parametrize("lengths", [(70, 300), (16, 32), (131, 17), (1, 1)])
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 2, 0)])
+def test_tensors_by_row_and_key(order: tuple[int, int, int], lengths: tuple[int, int]) -> None:
+    """Biases and masks of every dtype, with keys next to each other in memory, or rows, or heads; some hide blocks."""
+    kinds = ("float32", "float16", "bfloat16", "float64", "bool", "uint8", "int64")
+    reads = [load(f"t{n}", H, ROW, KEY, dtype=kind) for n, kind in enumerate(kinds)]
+    biases = [ex.op("cast", each, dtype="float32") for each in reads[:4]]
+    positive = [ex.op("gt", each, whole(0)) for each in reads[5:]]
+    fields = {
+        "score_mod": functools.reduce(functools.partial(ex.op, "add"), biases, SCALED),
+        "mask": functools.reduce(functools.partial(ex.op, "or", dtype="bool"), positive, reads[4]),
+        "extras": tuple(Extra(f"t{n}", kind, 3) for n, kind in enumerate(kinds)),
+    }
+    shape, generator = (2, *lengths), torch.Generator().manual_seed(0)
+    extras = []
+    for kind in kinds:
+        values = torch.randn(shape, generator=generator)
+        if kind in ex.FLOATS:
+            values[:, :, 40:90] = -torch.inf if kind == "float16" else torch.finfo(torch.bfloat16).min
+        else:
+            values = values.sign() * (torch.arange(lengths[1]) // 50 % 2)
+        values = values.clamp_min(0) if kind == "uint8" else values
+        where = [order.index(dim) for dim in range(3)]
+        extras.append(values.to(getattr(torch, kind)).permute(order).contiguous().permute(where))
+    spec = AttentionSpec("float32", 16, 16, **fields)
+    check(FP32, make_case(spec, 1, 2, *lengths, extras=extras))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
