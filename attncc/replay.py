@@ -111,11 +111,12 @@ def _read(node: fx.Node) -> list[fx.Node]:
     """The arguments whose elements an operator reads: not those that lend a shape or a dtype only (`type_as`)."""
     name = str(node.target)
     of_kind = _OF_KIND.get(name, 0 if name.startswith("aten.new_") or "_like." in name else None)
+    inputs: list[fx.Node] = node.all_input_nodes
     if of_kind is None:
-        return node.all_input_nodes
+        return inputs
     model = node.args[of_kind]
     others = [*node.args[:of_kind], *node.args[of_kind + 1 :], *node.kwargs.values()]
-    return [n for n in node.all_input_nodes if n is not model or n in others]
+    return [n for n in inputs if n is not model or n in others]
 
 
 def _choices(nodes: Sequence[fx.Node], lengths: Sequence[int]) -> Iterator[Sizes]:

@@ -206,8 +206,9 @@ def literal(gm: fx.GraphModule | None, node: fx.Node) -> float | int | bool | No
     The graph copies those before it uses them, so that what it writes to the copy leaves them as they are.
     """
     tensor = getattr(gm, str(node.target), None)
-    plain = type(tensor) is torch.Tensor and tensor.ndim == 0 and tensor.device.type == "cpu"
-    if not plain or any(str(user.target) != "aten.lift_fresh_copy.default" for user in node.users):
+    if type(tensor) is not torch.Tensor or tensor.ndim or tensor.device.type != "cpu":
+        return None
+    if any(str(user.target) != "aten.lift_fresh_copy.default" for user in node.users):
         return None
     number: float | int | bool = tensor.item()
     return number if isinstance(number, float | int) else None
