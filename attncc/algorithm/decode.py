@@ -15,7 +15,6 @@ splits, and tiles are ordered by batch, kv head and split; undivided ones of whi
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from attncc._tvm import IRBuilder, PrimFunc, T, tirx
@@ -23,6 +22,7 @@ from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, 
 from attncc.algorithm.decode_parts import Kernel, RowState, Tiling, exp, finite
 from attncc.algorithm.decode_redo import Attempt, attempts
 from attncc.algorithm.decode_tile import emit_tile, open_tile
+from attncc.algorithm.decode_weights import emit_weights
 from attncc.algorithm.numeric import cast
 from attncc.algorithm.signature import NAME, Signature, compute_dtype, declare, import_llvm, use_launcher
 from attncc.algorithm.visibility import safe_maximum
@@ -33,14 +33,15 @@ def build(spec: AttentionSpec, tiling: Tiling, llvm_text: str = "") -> PrimFunc:
     """The kernel of `spec`.
 
     Workspaces, with n = B * G and the letters above: o [n, splits, rows, value_dim], then m, l and w [n, splits, rows];
-    two more [n] where the kernel may need a second attempt (`decode_redo`). `llvm_text` holds functions that a
-    schedule's intrinsics call.
+    two more [n] where the kernel may need a second attempt (`decode_redo`); x [n, rows, Skv] where weights are asked
+    for. `llvm_text` holds functions that a schedule's intrinsics call.
     """
     safe = safe_maximum(spec)
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(NAME)
-            signature = declare(spec, (4, 3, 3, 3) if safe is None else (4, 3, 3, 3, 1, 1))
+            ranks = (4, 3, 3, 3, *(() if safe is None else (1, 1)), *((3,) if "weights" in spec.outputs else ()))
+            signature = declare(spec, ranks)
             use_launcher(signature)
             if llvm_text:
                 import_llvm(llvm_text)
@@ -48,7 +49,7 @@ def build(spec: AttentionSpec, tiling: Tiling, llvm_text: str = "") -> PrimFunc:
             if safe is None:
                 _tiles(kernel)
             else:
-                hidden, again = signature.workspaces[4:]
+                hidden, again = signature.workspaces[4:6]
                 attempts(kernel, Attempt(None, hidden, again, safe), _tiles)
         function: PrimFunc = builder.get()
     return function
@@ -58,7 +59,8 @@ def _tiles(kernel: Kernel) -> None:
     """All tiles in parallel, then the splits of each key head into one."""
     signature, attempt = kernel.signature, kernel.attempt
     n_tiles = signature.work.shape[0]
-    touched = signature.inputs, [*signature.outputs, *signature.workspaces[:3]]
+    kept = [kernel.kept] if kernel.kept is not None else []
+    touched = signature.inputs, [*signature.outputs, *signature.workspaces[:3], *kept]
     if attempt is not None:
         touched = (*signature.inputs, attempt.again), [*touched[1], attempt.hidden]
     with scope("tiles"), T.serial(n_tiles) as loop:
@@ -67,15 +69,26 @@ def _tiles(kernel: Kernel) -> None:
             number = T.axis.spatial(n_tiles, loop)
             IRBuilder.name("tile", number)
             accesses(*touched)
-            if attempt is None:
+            if attempt is None and kernel.kept is None:
                 emit_tile(open_tile(kernel, number))
-            else:
-                batch, kv_head = (tirx.Cast("int64", signature.work[number, column]) for column in (0, 1))
-                with repeat("tile_again", let("tile_active", attempt.active(batch * signature.sizes["G"] + kv_head))):
+            else:  # a block around it: TVM takes a buffer that several blocks right below a tile write for a dependence
+                with repeat(
+                    "tile_work", 1 if attempt is None else let("tile_active", _active(kernel, attempt, number))
+                ):
                     accesses(*touched)
                     emit_tile(open_tile(kernel, number))
     with repeat("combine", T.min(kernel.splits - 1, 1)):
         _combine(kernel)
+    if kernel.kept is not None:
+        with scope("weights"):
+            emit_weights(kernel, kernel.kept)
+
+
+def _active(kernel: Kernel, attempt: Attempt, number: Any) -> Any:
+    """How often, 0 or 1, a tile is computed in an attempt."""
+    work = kernel.signature.work
+    batch, kv_head = (tirx.Cast("int64", work[number, column]) for column in (0, 1))
+    return attempt.active(batch * kernel.signature.sizes["G"] + kv_head)
 
 
 def _open_kernel(spec: AttentionSpec, tiling: Tiling, signature: Signature) -> Kernel:
@@ -109,13 +122,9 @@ def _combine(kernel: Kernel) -> None:
 def _combine_row(kernel: Kernel, at: Any, batch: Any, kv_head: Any, row: Any) -> None:
     dtype, splits = kernel.dtype, kernel.splits
     partial, maximum, total, weight = kernel.signature.workspaces[:4]
-    highest, sums = tile("highest", (1,), dtype), tile("all_total", (1,), dtype)
-    output = tile("all_output", (kernel.spec.value_dim,), dtype)
+    sums, output = tile("all_total", (1,), dtype), tile("all_output", (kernel.spec.value_dim,), dtype)
+    highest = kernel.highest("", at, row) if kernel.normalizes else sums
     if kernel.normalizes:
-        with stage("highest", "SR", u=1, s=splits) as (u, s):
-            with T.init():
-                store(highest, [u], tirx.const(-math.inf, dtype))
-            store(highest, [u], kernel.largest(highest[u], maximum[at, s, row]))
         with stage("weight", "S", s=splits) as (s,):
             store(weight, [at, s, row], exp(maximum[at, s, row] - finite(highest[0])))
         with stage("all_total", "SR", u=1, s=splits) as (u, s):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from attncc._tvm import Buffer, T, tirx
 from attncc.algorithm.blocks import repeat, scope, stage, store, tile
 from attncc.algorithm.decode_parts import Columns, columns, exp, finite, head_columns
+from attncc.algorithm.decode_weights import keep_block
 from attncc.algorithm.lower_expr import lower
 from attncc.algorithm.numeric import cast
 
@@ -103,18 +104,20 @@ def _weigh(t: Tile, start: Any, count: Any, row: Any) -> None:
     """The weights of a row's keys, from their scores."""
     width = t.tiling.strands
     sets = (count + (width - 1)) // width
-    weights, nothing = (t.scores, -math.inf) if t.kernel.normalizes else (t.probabilities, 0.0)
+    weights = t.scores if t.kernel.normalizes else t.probabilities
     top = tile("top", (width,), t.dtype) if t.kernel.normalizes else None
     with scope("modify_scores"):
         with stage("modify", "SS", v=sets, l=width) as (v, lane):
             at = v * width + lane
             x = _modified(t, row, start + T.min(at, count - 1), t.raw[row, at])
-            store(weights, [row, at], T.Select(at < count, x, tirx.const(nothing, t.dtype)))
+            store(weights, [row, at], T.Select(at < count, x, t.kernel.unseen))
         if top is not None:
             with stage("lane_max", "SR", l=width, v=sets) as (lane, v):
                 with T.init():
                     store(top, [lane], tirx.const(-math.inf, t.dtype))
                 store(top, [lane], t.kernel.largest(top[lane], t.scores[row, v * width + lane]))
+    if t.kernel.kept is not None:
+        keep_block(t, t.kernel.kept, row, start, count, weights)
     if top is not None:
         _softmax(t, row, top, sets)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attncc._tvm import T, tirx
+from attncc._tvm import Buffer, T, tirx
 from attncc.algorithm import numeric
 from attncc.algorithm.blocks import stage, store, tile
 from attncc.algorithm.lower_expr import Env
@@ -117,6 +117,33 @@ class Kernel:
         """Whether there are a maximum and a sum to keep."""
         return self.spec.normalizer == "softmax"
 
+    @property
+    def kept(self) -> Buffer | None:
+        """[n, rows, Skv]: x of every key, -inf (0 without a normalizer) for those not visited; for weights alone."""
+        return self.signature.workspaces[-1] if "weights" in self.signature.more else None
+
+    def highest(self, name: str, at: Any, row: Any) -> Buffer:
+        """[1]: the maximum of a row of key head `at`, of those of all its splits."""
+        found, maximum = tile("highest", (1,), self.dtype), self.signature.workspaces[1]
+        with stage(f"highest{name}", "SR", u=1, s=self.splits) as (u, s):
+            with T.init():
+                store(found, [u], tirx.const(-math.inf, self.dtype))
+            store(found, [u], self.largest(found[u], maximum[at, s, row]))
+        return found
+
+    def inverse(self, name: str, total: Any) -> Buffer:
+        """[1]: what the sum of p v, or p, is multiplied with: 1 / total, by the spec's rule where no key was seen."""
+        found = tile("inverse", (1,), self.dtype)
+        with stage(f"invert.{name}", "S", u=1) as (u,):
+            empty = tirx.const(0.0 if self.spec.empty_row == "zero" else math.nan, self.dtype)
+            store(found, [u], T.Select(total == self.zero(), empty, tirx.const(1.0, self.dtype) / total))
+        return found
+
+    @property
+    def unseen(self) -> Any:
+        """x of a key that is not there."""
+        return tirx.const(-math.inf if self.normalizes else 0.0, self.dtype)
+
     def env(self, score: Any = None, **index: Any) -> Env:
         """What the leaves of the spec's expressions are at a place."""
         return Env(self.dtype, index, self.signature.sizes, self.scalars, self.signature.extras, score)
@@ -136,11 +163,7 @@ class Kernel:
             with stage(f"write.{name}", "S", e=spec.value_dim) as (column,):
                 store(out, [batch, head, query, column], cast(spec.dtype, state.output(column)))
             return
-        inverse = tile("inverse", (1,), self.dtype)
-        with stage(f"invert.{name}", "S", u=1) as (u,):
-            empty = tirx.const(0.0 if spec.empty_row == "zero" else math.nan, self.dtype)
-            quotient = tirx.const(1.0, self.dtype) / state.total
-            store(inverse, [u], T.Select(state.total == self.zero(), empty, quotient))
+        inverse = self.inverse(name, state.total)
         with stage(f"write.{name}", "S", e=spec.value_dim) as (column,):
             store(out, [batch, head, query, column], cast(spec.dtype, state.output(column) * inverse[0]))
         for asked, value in (("max", state.maximum), ("sum", state.total)):

@@ -16,6 +16,7 @@ from attncc.algorithm.decode_block import emit_block
 from attncc.algorithm.decode_parts import FRACTION_BITS, Kernel, RowState, Tiling, exp, finite
 from attncc.algorithm.decode_range import key_range
 from attncc.algorithm.decode_redo import note
+from attncc.algorithm.decode_weights import keep_statistics, keep_unseen
 from attncc.algorithm.lower_expr import lower
 from attncc.algorithm.numeric import cast, widened
 from attncc.algorithm.visibility import by_data
@@ -32,6 +33,9 @@ class Tile:
     split: Any
     first: Any
     end: Any
+    lo: Any
+    """First key that is visited in any split, and the end of them."""
+    hi: Any
     hides: Any
     """Whether keys are left out for which there may have to be another attempt."""
     query: Buffer
@@ -62,6 +66,11 @@ class Tile:
     def number(self, value: Any) -> Any:
         """An element of `query` in the compute dtype."""
         return widened(value) if self.tiling.pairs > 1 else value
+
+    @property
+    def number_of_head(self) -> Any:
+        """Of all key heads of all batches."""
+        return self.batch * self.kernel.signature.sizes["G"] + self.kv_head
 
     @property
     def tiling(self) -> Tiling:
@@ -96,6 +105,8 @@ def open_tile(kernel: Kernel, number: Var) -> Tile:
         split=let("split", split),
         first=let("first", first),
         end=let("end", end),
+        lo=lo,
+        hi=hi,
         hides=hides,
         query=tile("query", (rows, spec.head_dim), dtype if tiling.pairs == 1 else "uint16"),
         raw=tile("raw", (rows, keys), dtype),
@@ -113,6 +124,8 @@ def emit_tile(t: Tile) -> None:
         _load_query(t)
     with scope("start"):
         _start(t)
+        if t.kernel.kept is not None:
+            keep_unseen(t, t.kernel.kept)
     keys = t.tiling.keys
     with repeat("block", (t.end - t.first + (keys - 1)) // keys) as block:
         start = t.first + block * keys
@@ -167,7 +180,7 @@ def _first_maximum(t: Tile, row: Any) -> Any:
 def _write(t: Tile) -> None:
     """Partial results to the workspaces; with one split, rows to the outputs."""
     kernel = t.kernel
-    at = t.batch * kernel.signature.sizes["G"] + t.kv_head
+    at = t.number_of_head
     output, maximum, total = kernel.signature.workspaces[:3]
     sums = tile("row_total", (kernel.rows,), t.dtype)
     if kernel.normalizes:
@@ -186,6 +199,8 @@ def _write(t: Tile) -> None:
                 store(total, [at, t.split, row + u], sums[row + u])
         with stage("partial_output", "S", e=t.spec.value_dim) as (column,):
             store(output, [at, t.split, row, column], t.output[row, column])
+    if kernel.kept is not None and kernel.normalizes:
+        keep_statistics(t, sums)
     if kernel.attempt is not None:
         with scope("note"):
             note(kernel, kernel.attempt, at, t.split, t.maximum, t.hides)

@@ -41,8 +41,6 @@ class Decode(Family):
             return Declined(f"{self.name} is for CPUs, not for {target.kind}")
         if spec.dtype == "float16" and target.arch == "x86_64" and "f16c" not in target.features:
             return Declined(f"{self.name} reads float16 with f16c, which {target.mcpu} lacks")
-        if "weights" in spec.outputs:
-            return Declined(f"{self.name} holds a block of weights at a time, and does not give them all")
         return None
 
     def suits(self, spec: AttentionSpec, problem: Problem) -> bool:
@@ -88,9 +86,11 @@ class Decode(Family):
         work = work_table(problem.batch, problem.heads // spec.group, splits, spread)
         single: tuple[tuple[int, ...], ...] = ((1, 1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1))
         several = ((n, splits, rows, spec.value_dim), *[(n, splits, rows)] * 3)
-        if safe_maximum(spec) is None:
-            return Launch(work, single if splits == 1 else several)
-        return Launch(work, (*several, (n,), (n,)))
+        redo, weights = safe_maximum(spec) is not None, "weights" in spec.outputs
+        shapes = several if splits > 1 or redo or weights else single
+        shapes += ((n,), (n,)) if redo else ()
+        shapes += ((n, rows, problem.kv_len),) if weights else ()
+        return Launch(work, shapes)
 
     def _pairs(self, spec: AttentionSpec, target: Target) -> bool:
         """Whether q k^T is one instruction a vector, from bfloat16 as it lies in memory."""

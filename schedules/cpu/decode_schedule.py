@@ -44,7 +44,7 @@ class DecodeSchedule:
 
     def apply(self) -> None:
         """Schedule everything; `sch.mod` is then ready to compile."""
-        for name in ("tile", "combine_head"):
+        for name in ("tile", "combine_head", *(("weigh_head",) if "weights" in self.spec.outputs else ())):
             (loop,) = self.sch.get_loops(name)[-1:]
             self.sch.parallel(loop)
         for number, part in enumerate(head_columns(self.spec.head_dim, self.tiling)):

@@ -17,19 +17,12 @@ from attncc.target import Target, detect, parse
 FAMILY = Decode()
 SHORT_BLOCKS = {"keys": 64}
 """Several blocks of keys also where the oracle can follow."""
-WEIGHTS = [name for name, kind in zoo.ATTENTIONS.items() if "weights" in kind.fields.get("outputs", ())]
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.ATTENTIONS if name not in WEIGHTS])
+@pytest.mark.parametrize("name", zoo.ATTENTIONS)
 def test_kinds(name: str) -> None:
     """Every kind of attention, with grouped heads, several rows and more than one key block."""
     check(FAMILY, zoo.case(name, "float32", (2, 2, 3, 150), group=2, decisions=SHORT_BLOCKS))
-
-
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_all_weights_are_for_others(name: str) -> None:
-    declined = FAMILY.declines(zoo.case(name, "float32", (1, 1, 1, 8)).spec, detect())
-    assert declined is not None and "weights" in declined.reason
 
 
 @pytest.mark.parametrize("name", ["plain", "bias", "bilinear", "additive", "strict causal, finfo.min"])
@@ -165,6 +158,13 @@ def test_a_cache_as_long_as_memory_has_it_costs_what_is_filled() -> None:
         )
         assert visible(spec) is None
         assert (row_bounds(spec) is not None) == (ex.Index("i") in index)
+
+
+@pytest.mark.parametrize("name", ["relu, causal", "weights, NaN rows", "weights, finite fill"])
+def test_weights_of_divided_keys(name: str) -> None:
+    """Every weight is given, also of keys that no split visits; undivided tiles keep their statistics too."""
+    for threads in (1, 2, 5):
+        check(FAMILY, zoo.case(name, "float32", (1, 1, 3, 700), group=2, decisions=SHORT_BLOCKS, threads=threads))
 
 
 def test_splits_agree() -> None:
