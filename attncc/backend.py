@@ -21,6 +21,7 @@ from attncc.options import Options, disabled
 from attncc.repro import keep
 from attncc.rewrite import Found, rewrite
 from attncc.runtime import op
+from attncc.softmax_ops import has_softmax
 from attncc.trace_log import record
 from attncc.tracer import trace
 
@@ -29,14 +30,6 @@ log = logging.getLogger("attncc")
 Compiled = Callable[..., Any]
 Observer = Callable[[list[Found], fx.GraphModule], None]
 """Gets what was found in a graph, and that graph as it was before anything was fused."""
-
-_SOFTMAX_OPS = {
-    torch.ops.aten.softmax.int,
-    torch.ops.aten._softmax.default,
-    torch.ops.aten.exp.default,
-    torch.ops.aten.log_softmax.int,
-    torch.ops.aten.logsumexp.default,
-}
 
 
 class UnfusedAttention(RuntimeError):
@@ -142,16 +135,9 @@ def _inductor(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
     """
     from torch._inductor.compile_fx import compile_fx
 
-    softmax_left = any(node.target in _SOFTMAX_OPS or _is_softmax(node) for node in gm.graph.nodes)
-    patches = {"pattern_matcher": False} if softmax_left else {}
+    patches = {"pattern_matcher": False} if has_softmax(gm) else {}
     compiled: Compiled = compile_fx(gm, list(example_inputs), config_patches=patches)
     return compiled
-
-
-def _is_softmax(node: fx.Node) -> bool:
-    """A softmax of the graph as Dynamo writes it, before ATen: a method or a function of that name."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return "softmax" in name or name in ("exp", "logsumexp", "scaled_dot_product_attention")
 
 
 def _reset() -> None:

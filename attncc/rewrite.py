@@ -24,6 +24,7 @@ from attncc.passes.near_misses import near_misses
 from attncc.passes.refused import Refused
 from attncc.prune import prune
 from attncc.sites import Site, sites
+from attncc.softmax_ops import has_softmax
 from attncc.spec import AttentionSpec
 from attncc.symbolic import Dim, product, value
 from attncc.verify import verify as verify_graph
@@ -74,7 +75,7 @@ def rewrite(aten: fx.GraphModule, *, verify: bool = True) -> tuple[fx.GraphModul
     """
     order = {node.name: n for n, node in enumerate(aten.graph.nodes)}
     found, history = _attempt(aten, verify)
-    missed = not all(f.fused for f in found.values()) or (not found and _has_softmax(aten))
+    missed = not all(f.fused for f in found.values()) or (not found and has_softmax(aten))
     if missed and fix_divided_sizes(aten):
         again, history = _attempt(aten, verify)
         found = {**{name: f for name, f in found.items() if f.fused}, **again}
@@ -100,11 +101,6 @@ def _rewrite_body(
             node.meta["requires_grad"] = True
     _, found, history = rewrite(body, verify=verify)
     return found, history
-
-
-def _has_softmax(aten: fx.GraphModule) -> bool:
-    softmax = (torch.ops.aten.softmax.int, torch.ops.aten._softmax.default, torch.ops.aten.exp.default)
-    return any(node.target in softmax for node in aten.graph.nodes)
 
 
 def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], History]:

@@ -32,7 +32,8 @@ def _activation(graph: ir.Graph, node: ir.Node) -> str | None:
     """The reason to give for a Map that makes weights, the numerator of a softmax; None for others."""
     if not isinstance(node, ir.Map) or not isinstance(node.body, ex.Op):
         return None
-    if node.body.name == "exp" and any(isinstance(u, ir.Reduce) and u.kind == "sum" for u in graph.users(node.name)):
+    sums = [u for u in graph.users(node.name) if isinstance(u, ir.Reduce) and u.kind == "sum"]
+    if node.body.name == "exp" and any(u.reduced for u in sums):  # over a single key the weight is 1
         return "the weights are changed between the softmax and the product with V"
     return None
 

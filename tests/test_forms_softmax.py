@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from capture import capture_directly
 from forms import SCALE, Forms, S, T, qkv
 
 forms = Forms()
@@ -176,3 +177,24 @@ def test_fused(name: str, layout: str) -> None:
 @pytest.mark.parametrize("name", forms.wrong)
 def test_refused(name: str) -> None:
     forms.check_refused(name)
+
+
+def test_one_key_is_no_site() -> None:
+    """A softmax over a single key is 1: nothing to fuse, and nothing to tell the user."""
+
+    def call(q, k, v):
+        return (q @ k.mT).softmax(-1) @ v
+
+    seen = capture_directly(call, (rand(B, H, S, D), rand(B, H, 1, D), rand(B, H, 1, E)))
+    assert not seen.found
+
+
+def test_an_original_that_overflows_is_replayed_on_smaller_scores() -> None:
+    """Without the maximum subtracted, exp overflows on the replay's large scores; the fused attention does not."""
+
+    def call(q, k, v):
+        e = (q @ k.mT).exp()
+        return (e @ v) / e.sum(-1, keepdim=True)
+
+    args = tuple(rand(B, H, n, 64) / 4 for n in (S, T, T))
+    assert len(capture_directly(call, args).fused) == 1
