@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from capture import capture_directly
-from forms import SCALE, Forms, S, T, qkv
+from forms import SCALE, B, D, E, Forms, H, S, T, qkv, rand
 
 forms = Forms()
 fused, refused = forms.fused, forms.refused
