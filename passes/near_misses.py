@@ -9,6 +9,8 @@ from attncc import ir
 from attncc.passes.fuse_attention import examine
 from attncc.symbolic import Dim
 
+_CALLS = ("scaled_dot_product_attention", "flex_attention")
+
 
 def near_misses(before: ir.Graph, after: ir.Graph) -> Iterator[tuple[str, str]]:
     """Name and reason of each. `before` is the graph that `fuse_attention` saw, `after` what it made."""
@@ -17,7 +19,7 @@ def near_misses(before: ir.Graph, after: ir.Graph) -> Iterator[tuple[str, str]]:
     reasons = {name: reason.reason for name, reason in refused.items()}
     yield from reasons.items()
     for node in before:
-        if isinstance(node, ir.Opaque) and "scaled_dot_product_attention" in node.op:
+        if isinstance(node, ir.Opaque) and node.op.removeprefix("aten.").partition(".")[0] in _CALLS:
             yield node.name, node.note or "this form of the call is not known"
         weights = _activation(before, node)
         if weights is None:

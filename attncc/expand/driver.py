@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from attncc.expand.flex import expand_flex, is_flex
 from attncc.expand.native import expand_kernel, is_kernel
 from attncc.expand.regions import expand_regions, has_regions
 from attncc.expand.splice import duplicate
+
+log = logging.getLogger("attncc")
 
 
 def expand(gm: fx.GraphModule, example_inputs: Sequence[Any] = ()) -> fx.GraphModule:
@@ -29,12 +32,16 @@ def expand(gm: fx.GraphModule, example_inputs: Sequence[Any] = ()) -> fx.GraphMo
     known = _known(gm, example_inputs)
     expand_regions(gm)
     for node in list(gm.graph.nodes):
-        if is_flex(node):
-            expand_flex(gm, node, known)
-        elif is_kernel(node):
-            expand_kernel(gm, node)
-        elif is_checkpoint(node):
-            expand_checkpoint(gm, node)
+        try:
+            if is_flex(node):
+                expand_flex(gm, node, known)
+            elif is_kernel(node):
+                expand_kernel(gm, node)
+            elif is_checkpoint(node):
+                expand_checkpoint(gm, node)
+        except Exception as error:  # nothing is changed before all is traced
+            log.info("%s is left as it is: %s: %s", node, type(error).__name__, error)
+            log.debug("the cause", exc_info=True)
     gm.recompile()
     return gm
 

@@ -23,10 +23,11 @@ from torch import Tensor, fx
 from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from torch.nn.attention.flex_attention import _vmap_for_bhqkv
 
-from attncc.expand.splice import fake, splice, trace_flat, trace_whole
+from attncc.expand.splice import autocast_dtype, fake, splice, trace_flat, trace_whole
 
 LARGEST = 2**28
 """Elements of a mask that is compared with its lists; lists of a larger one count as a part of the mask."""
+_AT_ONCE = 2**22
 _WHOLE = 1 << 29
 """Blocks from this size on are FlexAttention's way to say that there are none."""
 
@@ -72,8 +73,10 @@ def expand_flex(gm: fx.GraphModule, node: fx.Node, known: Mapping[fx.Node, Tenso
     q, k, _ = (fake(x) for x in call.operands)
     with q.fake_mode:
         scores = torch.empty((*q.shape[:3], k.shape[2]), dtype=_working(q), device=q.device)
-    score_mod = trace_flat(_at_every_position(call.score_mod, True), scores, *map(fake, call.score_buffers))
-    mask_mod = trace_flat(_at_every_position(call.mask_mod, False), scores, *map(fake, call.mask_buffers))
+    with torch.autocast(q.device.type, enabled=False):
+        score_mod = trace_flat(_at_every_position(call.score_mod, True), scores, *map(fake, call.score_buffers))
+        mask_mod = trace_flat(_at_every_position(call.mask_mod, False), scores, *map(fake, call.mask_buffers))
+    cast_to, device = autocast_dtype(node, q.device.type), q.device.type
 
     def whole(q: Tensor, k: Tensor, v: Tensor, scale: float, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         given, rest = rest[: len(lists)], rest[len(lists) :]
@@ -86,7 +89,12 @@ def expand_flex(gm: fx.GraphModule, node: fx.Node, known: Mapping[fx.Node, Tenso
             asked = None if everywhere else cast(Tensor, fx.Interpreter(mask_mod).run(x, *mask_buffers))
             return _inside(asked, _listed(x, given, call.block)) if given else asked
 
-        return attention(q, k, v, scale, modified, visible)
+        if cast_to is None:
+            return attention(q, k, v, scale, modified, visible)
+        # The operator casts its operands, and what it does with them is out of autocast's reach.
+        q, k, v = (x.to(cast_to) for x in (q, k, v))
+        with torch.autocast(device, enabled=False):
+            return attention(q, k, v, scale, modified, visible)
 
     inputs = [*call.operands, call.scale, *lists, *call.score_buffers, *call.mask_buffers]
     outputs = splice(gm, node, trace_whole(whole, *map(fake, inputs)), inputs)
@@ -126,8 +134,9 @@ def _working(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
-def _at_every_position(mod: fx.GraphModule, takes_score: bool) -> Callable[..., Tensor]:
-    """A score_mod or mask_mod of all scores [B, H, Sq, Skv] (of which a mask needs the shape) and the buffers."""
+def _at_every_position(mod: fx.GraphModule, takes_score: bool, row: int = 0) -> Callable[..., Tensor]:
+    """A score_mod or mask_mod of scores [B, H, Sq, Skv] (of which a mask needs the shape) from row `row` on, and the
+    buffers."""
 
     def once(*args: Any) -> Tensor:
         result = fx.Interpreter(mod).run(*args)
@@ -136,6 +145,8 @@ def _at_every_position(mod: fx.GraphModule, takes_score: bool) -> Callable[..., 
     def everywhere(scores: Tensor, *buffers: Any) -> Tensor:
         given = (scores,) if takes_score else ()
         positions = [torch.arange(n, device=scores.device) for n in scores.shape]
+        if row:
+            positions[2] = positions[2] + row
         mapped = _vmap_for_bhqkv(once, (0,) * len(given), (None,) * len(buffers))
         with TransformGetItemToIndex():  # table[h] with a position h is a read, not a number
             result: Tensor = mapped(*given, *positions, *buffers)
@@ -156,9 +167,10 @@ def _laid_out_as(out: Tensor, q: Tensor) -> Tensor:
     return out.permute(*order, 3).contiguous().permute(*back, 3)
 
 
-def _listed(x: Tensor, lists: Sequence[Tensor], block: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-    """Whether the block of each score is listed to be asked for, and whether it is listed as full."""
-    rows, columns = (torch.arange(n, device=x.device) // b for n, b in zip(x.shape[2:], block, strict=True))
+def _listed(x: Tensor, lists: Sequence[Tensor], block: tuple[int, int], row: int = 0) -> tuple[Tensor, Tensor | None]:
+    """Whether the block of each score, from row `row` on, is listed to be asked for, and whether as full."""
+    rows = (torch.arange(x.shape[2], device=x.device) + row) // block[0]
+    columns = torch.arange(x.shape[3], device=x.device) // block[1]
     count = (x.shape[3] + block[1] - 1) // block[1]
     tables = [_table(*pair, count) for pair in zip(lists[::2], lists[1::2], strict=True)]
     found = [t[:, :, rows[:, None], columns] for t in tables]
@@ -197,14 +209,21 @@ def _lists_agree(call: _Call, everywhere: bool, known: Mapping[fx.Node, Tensor])
         return False
     lists, buffers = [v for v in values[:4] if v is not None], values[4:]
     q, k, _ = (fake(x) for x in call.operands)
-    shape = (*lists[0].shape[:2], _example(q.shape[2]), _example(k.shape[2]))
-    if math.prod(shape) > LARGEST:
+    batch, heads = lists[0].shape[:2]
+    queries, keys = _example(q.shape[2]), _example(k.shape[2])
+    if batch * heads * queries * keys > LARGEST:
         return False
+    step = max(1, _AT_ONCE // (batch * heads * keys))
     with torch.no_grad():
-        scores = torch.empty((1,), device=lists[0].device).expand(shape)
-        asked = None if everywhere else _at_every_position(call.mask_mod, False)(scores, *buffers)
-        seen = _inside(asked, _listed(scores, lists, call.block))
-        return bool(seen.all()) if asked is None else torch.equal(seen, asked.expand(shape))
+        for row in range(0, queries, step):
+            shape = (batch, heads, min(step, queries - row), keys)
+            scores = torch.empty((1,), device=lists[0].device).expand(shape)
+            asked = torch.ones(shape, dtype=torch.bool, device=scores.device)
+            if not everywhere:
+                asked = _at_every_position(call.mask_mod, False, row)(scores, *buffers).expand(shape)
+            if not torch.equal(_inside(asked, _listed(scores, lists, call.block, row)), asked):
+                return False
+    return True
 
 
 def _made_from_a_function(node: Any) -> bool:

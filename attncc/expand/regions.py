@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from attncc.expand.splice import fake, splice, trace_flat
+from attncc.expand.splice import autocast_dtype, fake, splice, trace_flat
 
 _IN, _OUT = "_vmap_increment_nesting", "_vmap_decrement_nesting"
 _ALLOWED = (_IN, _OUT, "_add_batch_dim", "_remove_batch_dim", "lazy_load_decompositions")
@@ -70,8 +70,11 @@ def _expand(gm: fx.GraphModule, region: list[fx.Node]) -> None:
                 interpreter.env[node] = interpreter.run_node(node)
         return [interpreter.env[n] for n in outputs]
 
+    device = next((v.device.type for v in map(fake, inputs) if isinstance(v, Tensor)), "cpu")
+    dtype = autocast_dtype(region[0], device)
     try:
-        traced = trace_flat(run, *map(fake, inputs))
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            traced = trace_flat(run, *map(fake, inputs))
     except Exception as error:
         raise NotFlat(f"vmap could not be written out: {type(error).__name__}: {error}") from error
     for node in traced.graph.nodes:

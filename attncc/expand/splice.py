@@ -42,6 +42,21 @@ def _mode(fakes: Sequence[Any]) -> AbstractContextManager[Any]:
     return next((f.fake_mode for f in fakes if isinstance(f, FakeTensor)), nullcontext())
 
 
+def autocast_dtype(node: fx.Node, device: str) -> torch.dtype | None:
+    """The dtype to which autocast casts the operands of a product at this place of a graph; None where it is off."""
+    state = (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+    entered: dict[fx.Node, tuple[bool, torch.dtype]] = {}
+    for other in node.graph.nodes:
+        if other is node:
+            break
+        if other.target is torch.amp.autocast_mode._enter_autocast and other.args[0] == device:
+            entered[other] = (bool(other.args[2]), other.args[1] or state[1])
+        elif other.target is torch.amp.autocast_mode._exit_autocast:
+            entered.pop(other.args[0], None)
+    enabled, dtype = list(entered.values())[-1] if entered else state
+    return dtype if enabled else None
+
+
 def splice(gm: fx.GraphModule, before: fx.Node, traced: fx.GraphModule, inputs: Sequence[Any]) -> list[Any]:
     """Copies of the nodes of `traced` before a node of `gm`, fed with `inputs`; returns what stands for its outputs.
 

@@ -123,6 +123,27 @@ def test_bfloat16_scores_in_float32() -> None:
     assert_same(found.result, eager(*args, score_mod=alibi).bfloat16())
 
 
+def test_logsumexp_of_rows_some_of_which_see_no_key() -> None:
+    mask = blocks(strictly_below)
+    found = seen(lambda q, k, v: flex_attention(q, k, v, block_mask=mask, return_lse=True), QKV)
+    assert found.fused[0].spec is not None and found.fused[0].spec.outputs == ("out", "max", "sum")
+    out, lse = eager(*QKV, block_mask=mask, return_lse=True)
+    assert_same(found.result[0], out)
+    assert_same(found.result[1], lse)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_autocast_casts_the_operands_and_nothing_else(inside: bool) -> None:
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            return flex_attention(q, k, v, score_mod=alibi)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=not inside):
+        found = seen(call if inside else lambda *x: flex_attention(*x, score_mod=alibi), QKV)
+    assert found.fused[0].spec is not None and found.fused[0].spec.dtype == "bfloat16"
+    assert_same(found.result, eager(*(x.bfloat16() for x in QKV), score_mod=alibi).bfloat16())
+
+
 def dense(lists: BlockMask) -> Tensor:
     """[S, S]: whether the blocks of a BlockMask without a mask function list a key."""
     return lists.to_dense()[0, 0].bool().repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)[:S, :S]
@@ -154,3 +175,10 @@ def test_lists_that_the_function_explains_cost_nothing() -> None:
     )  # fmt: skip
     found = seen(lambda q, k, v: flex_attention(q, k, v, block_mask=again), QKV)
     assert found.fused[0].spec is not None and not found.fused[0].spec.extras
+
+
+def test_a_call_that_cannot_be_written_out_is_left_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attncc.expand.flex.trace_flat", lambda *_: 1 / 0)
+    found = capture(lambda q, k, v: flex_attention(q, k, v, score_mod=alibi), QKV)
+    assert not found.fused and "flex_attention" in found.found[0].source and found.reasons
+    assert_same(found.result, eager(*QKV, score_mod=alibi))

@@ -58,6 +58,14 @@ def test_multihead_attention(name: str, grad: bool) -> None:
     check(model, args, {**kwargs, **NO_WEIGHTS}, 1, grad)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("average", [False, True])
+def test_weights_that_are_asked_for_come_from_the_kernel(average: bool, grad: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(E, H, batch_first=True)
+    check(model, (X, X, X), {"key_padding_mask": PADDING[:, :S], "average_attn_weights": average}, 1, grad)
+
+
 def layer(**options: Any) -> nn.TransformerEncoderLayer:
     torch.manual_seed(0)
     return nn.TransformerEncoderLayer(E, H, 40, batch_first=True, **options)
