@@ -71,7 +71,7 @@ def differs(fused: fx.Node, original: fx.Node, leaves: Sequence[fx.Node], length
     ours, theirs = cone(fused, leaves), cone(original, leaves)
     leaves = [leaf for leaf in leaves if leaf in {*ours, *theirs}]
     problem: Exception | None = None
-    for sizes in _choices([*ours, *theirs], lengths):
+    for sizes in choices([*ours, *theirs], lengths):
         try:
             with torch.no_grad(), _disable_current_modes():  # real numbers, whatever the caller traces with
                 return _compare(ours, theirs, fused, original, leaves, sizes)
@@ -119,7 +119,7 @@ def _read(node: fx.Node) -> list[fx.Node]:
     return [n for n in inputs if n is not model or n in others]
 
 
-def _choices(nodes: Sequence[fx.Node], lengths: Sequence[int]) -> Iterator[Sizes]:
+def choices(nodes: Sequence[fx.Node], lengths: Sequence[int]) -> Iterator[Sizes]:
     """Sizes to try: small primes for symbols and long fixed lengths, then the sizes of the example inputs."""
     symbols: dict[sympy.Symbol, int] = {}
     awkward: set[sympy.Symbol] = set()
@@ -141,6 +141,14 @@ def _choices(nodes: Sequence[fx.Node], lengths: Sequence[int]) -> Iterator[Sizes
     yield Sizes(symbols)
 
 
+def check_size(nodes: Sequence[fx.Node], sizes: Sizes) -> None:
+    """Raises TooLarge where a tensor of the replay would be."""
+    for node in nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and math.prod(sizes(s) for s in value.shape) > LARGEST:
+            raise TooLarge(f"{node.name} has {tuple(value.shape)} elements")
+
+
 def _compare(
     ours: Sequence[fx.Node],
     theirs: Sequence[fx.Node],
@@ -149,10 +157,7 @@ def _compare(
     leaves: Sequence[fx.Node],
     sizes: Sizes,
 ) -> str | None:
-    for node in [*ours, *theirs]:
-        value = node.meta.get("val")
-        if isinstance(value, Tensor) and math.prod(sizes(s) for s in value.shape) > LARGEST:
-            raise TooLarge(f"{node.name} has {tuple(value.shape)} elements")
+    check_size([*ours, *theirs], sizes)
     rounding = max((_rounding(n) for n in ours), default=0.0)
     discrete = any(isinstance(n.meta["val"], Tensor) and not n.meta["val"].is_floating_point() for n in leaves)
     for trial in ("random", "large", "visible") if discrete else ("random", "large"):
@@ -177,9 +182,9 @@ def _tried(
 ) -> tuple[str | None, bool]:
     """The difference on one kind of inputs, and whether the original has NaN where the fused has numbers."""
     generator = torch.Generator().manual_seed(len(trial))
-    given = {leaf: _sample(leaf.meta["val"], sizes, trial, generator) for leaf in leaves}
-    expected = _run(theirs, original, given, sizes)
-    actual = _run(ours, fused, given, sizes)
+    given = {leaf: sample(leaf.meta["val"], sizes, trial, generator) for leaf in leaves}
+    expected = run(theirs, original, given, sizes)
+    actual = run(ours, fused, given, sizes)
     same = actual.shape == expected.shape
     overflow = same and bool(
         (expected.isnan() & ~actual.isnan()).any() and not (actual.isnan() & ~expected.isnan()).any()
@@ -187,7 +192,7 @@ def _tried(
     return _difference(actual, expected, rounding), overflow
 
 
-def _sample(fake: Any, sizes: Sizes, trial: str, generator: torch.Generator) -> Any:
+def sample(fake: Any, sizes: Sizes, trial: str, generator: torch.Generator) -> Any:
     """A value for a leaf: a number, or a tensor of the fake's shape."""
     if not isinstance(fake, Tensor):
         return _SCALAR
@@ -200,14 +205,14 @@ def _sample(fake: Any, sizes: Sizes, trial: str, generator: torch.Generator) -> 
     return torch.full(shape, trial == "visible").to(fake.dtype)
 
 
-def _run(nodes: Sequence[fx.Node], target: fx.Node, given: Mapping[fx.Node, Any], sizes: Sizes) -> Tensor:
+def run(nodes: Sequence[fx.Node], target: fx.Node, given: Mapping[fx.Node, Any], sizes: Sizes) -> Tensor:
     """`target` computed in float64 from the given leaves."""
     values: dict[fx.Node, Any] = {}
 
     def value(read: fx.Node) -> Any:
         """What an argument is: of one that lends its shape only, anything of that shape."""
         if read not in values:
-            values[read] = _sample(read.meta["val"], sizes, "visible", torch.Generator().manual_seed(0))
+            values[read] = sample(read.meta["val"], sizes, "visible", torch.Generator().manual_seed(0))
         return values[read]
 
     for node in nodes:
@@ -225,7 +230,7 @@ def _run(nodes: Sequence[fx.Node], target: fx.Node, given: Mapping[fx.Node, Any]
             values[node] = _call(node, fx.map_arg(args, value), fx.map_arg(kwargs, value))
         elif node.op == "get_attr" and isinstance(fake, Tensor):
             number = literal(node.graph.owning_module, node)
-            drawn = _sample(fake, sizes, "random", torch.Generator().manual_seed(1))
+            drawn = sample(fake, sizes, "random", torch.Generator().manual_seed(1))
             values[node] = drawn if number is None else torch.full_like(drawn, number)
         else:
             raise ValueError(f"{node.name} is no part of the replay")

@@ -23,6 +23,7 @@ from attncc.passes import PASSES
 from attncc.passes.near_misses import near_misses
 from attncc.passes.refused import Refused
 from attncc.prune import prune
+from attncc.replay_gradient import cuts_gradients, gradients_differ
 from attncc.sites import Site, sites
 from attncc.softmax_ops import has_softmax
 from attncc.spec import AttentionSpec
@@ -169,14 +170,17 @@ def _fuse(
         _check_modes(converted, site, last)
         _check_unchanged(aten, originals[1:])
         results = {n: emit(emitter, name, n) for name, n in zip(site.roots, originals, strict=True)}
-        if verify:
-            leaves = [emitter.value(name) for name in site.leaves]
-            covers = {name for node in site.attentions for name in node.covers}
-            # Behind a site that shares weights with this one, the original reads what that one reads.
-            shared = [leaf for other, leaves in fused if other & covers for leaf in leaves]
-            for original, result in results.items():
-                _replay(site, original, result, list(dict.fromkeys([*leaves, *shared])))
-            fused.append((covers, leaves))
+        leaves = [emitter.value(name) for name in site.leaves]
+        covers = {name for node in site.attentions for name in node.covers}
+        # Behind a site that shares weights with this one, the original reads what that one reads.
+        shared = [leaf for other, leaves in fused if other & covers for leaf in leaves]
+        reads = list(dict.fromkeys([*leaves, *shared]))
+        for original, result in results.items():
+            if verify:
+                _replay(site, original, result, reads)
+            if original in differentiable and cuts_gradients(original, reads):
+                _check_gradients(site, original, result, reads)
+        fused.append((covers, leaves))
     except Refused as refused:
         emitter.undo()
         for one in found.values():
@@ -218,18 +222,33 @@ def _check_unchanged(aten: fx.GraphModule, further: list[fx.Node]) -> None:
             raise Refused("the attention weights are changed in place after the softmax")
 
 
+def _check_gradients(site: Site, original: fx.Node, result: fx.Node, leaves: list[fx.Node]) -> None:
+    """Raises Refused where the emitted nodes would let a gradient through that the original cuts."""
+    try:
+        differ = gradients_differ(result, original, leaves, _lengths(site))
+    except Exception as error:
+        log.debug("%s: gradients not replayed", original.name, exc_info=True)
+        raise Refused(f"a gradient is cut (detach) inside of the attention, and not to be checked: {error}") from error
+    if differ:
+        raise Refused("a gradient is cut (detach) inside of the attention")
+
+
 class Unsound(Refused):
     """The replay saw a difference."""
 
 
+def _lengths(site: Site) -> list[int]:
+    """The sequence lengths of a site that are fixed numbers."""
+    sizes = [product(n.sizes[a] for a in dict(n.roles)[role]) for n in site.attentions for role in "ij"]
+    return [n for n in sizes if isinstance(n, int)]
+
+
 def _replay(site: Site, original: fx.Node, result: fx.Node, leaves: list[fx.Node]) -> None:
     """Raises Refused where the emitted nodes do not compute what the original does."""
-    sizes = [product(n.sizes[a] for a in dict(n.roles)[role]) for n in site.attentions for role in "ij"]
-    lengths = [n for n in sizes if isinstance(n, int)]
     try:
         key = _signature(result, original, leaves)
         if key not in _REPLAYED:
-            _REPLAYED[key] = replay.differs(result, original, leaves, lengths)
+            _REPLAYED[key] = replay.differs(result, original, leaves, _lengths(site))
         problem = _REPLAYED[key]
     except replay.TooLarge as error:
         log.debug("%s: not replayed: %s", original.name, error)
