@@ -72,9 +72,8 @@ def _tiles(kernel: Kernel) -> None:
             if attempt is None and kernel.kept is None:
                 emit_tile(open_tile(kernel, number))
             else:  # a block around it: TVM takes a buffer that several blocks right below a tile write for a dependence
-                with repeat(
-                    "tile_work", 1 if attempt is None else let("tile_active", _active(kernel, attempt, number))
-                ):
+                active = 1 if attempt is None else let("tile_active", _active(kernel, attempt, number))
+                with repeat("tile_work", active):
                     accesses(*touched)
                     emit_tile(open_tile(kernel, number))
     with repeat("combine", T.min(kernel.splits - 1, 1)):

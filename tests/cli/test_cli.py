@@ -78,6 +78,7 @@ def test_help(run: Run, command: tuple[str, ...]) -> None:
         (("bench", "--heads", "6", "--kv-heads", "4"), "not a multiple of kv_heads=4"),
         (("bench", "--regime", "training"), "prefill or decode"),
         (("bench", "--only", "sdpa,magic"), "magic"),
+        (("bench", "--masks", "--dtype", "bfloat16"), "--masks runs cases of its own"),
     ],
 )
 def test_an_error_is_one_line(run: Run, args: tuple[str, ...], says: str) -> None:
