@@ -206,7 +206,7 @@ def literal(gm: fx.GraphModule | None, node: fx.Node) -> float | int | bool | No
     The graph copies those before it uses them, so that what it writes to the copy leaves them as they are.
     """
     tensor: Any = getattr(gm, str(node.target), None)
-    if type(tensor) is not torch.Tensor or tensor.ndim or tensor.device.type != "cpu":
+    if tensor is None or type(tensor) is not torch.Tensor or tensor.ndim or tensor.device.type != "cpu":
         return None
     if any(str(user.target) != "aten.lift_fresh_copy.default" for user in node.users):
         return None
