@@ -27,6 +27,8 @@ define linkonce_odr hidden i32 @attncc_transpose_i@BITS@(
 entry:
   %last_row = sub i64 %rows, 1
   %last_column = sub i64 %columns, 1
+  %square_rows = call i64 @llvm.smin.i64(i64 %rows, i64 %all_rows)
+  %square_columns = call i64 @llvm.smin.i64(i64 %columns, i64 %all_columns)
   %by_row = icmp eq i64 %column_stride, 1
   %by_column = icmp eq i64 %row_stride, 1
   br label %row_head
@@ -41,8 +43,8 @@ column_head:
   %c_more = icmp slt i64 %c0, %all_columns
   br i1 %c_more, label %square, label %row_next
 square:
-  %r_whole = icmp sle i64 %r_end, %rows
-  %c_whole = icmp sle i64 %c_end, %columns
+  %r_whole = icmp sle i64 %r_end, %square_rows
+  %c_whole = icmp sle i64 %c_end, %square_columns
   %whole = and i1 %r_whole, %c_whole
   %shuffled = and i1 %whole, %by_row
   br i1 %shuffled, label %shuffles, label %no_shuffles

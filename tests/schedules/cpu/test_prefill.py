@@ -16,6 +16,7 @@ from zoo import KEY, ROW, SCALED, H, load, whole
 
 from attncc import expr as ex
 from attncc.schedules import Family, Problem
+from attncc.schedules.cpu.fallback import Fallback
 from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
 from attncc.schedules.cpu.prefill_fp32 import PrefillFp32, columns_of
 from attncc.schedules.cpu.work import alternate, tile_costs
@@ -214,6 +215,13 @@ def test_tensors_by_row_and_key(order: tuple[int, int, int], lengths: tuple[int,
         extras.append(values.to(getattr(torch, kind)).permute(order).contiguous().permute(where))
     spec = AttentionSpec("float32", 16, 16, **fields)
     check(FP32, make_case(spec, 1, 2, *lengths, extras=extras))
+
+
+@pytest.mark.parametrize("tile", [(8, 32), (4, 64), (20, 24), (16, 16)])
+def test_tiles_of_any_size_are_turned(tile: tuple[int, int]) -> None:
+    """Squares of 16 that a tensor has but the tile has not were turned all the same, over whatever lay behind it."""
+    decisions = {"query_block": tile[0], "key_block": tile[1]}
+    check(Fallback(), zoo.case("float mask, finfo.min", "float32", (1, 2, 58, 269), decisions=decisions))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
