@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import attncc
+from attncc.locate import location
 
 
 def two_sites(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -51,3 +52,11 @@ def test_a_compiled_model_and_an_exported_program_can_be_explained() -> None:
     x = torch.randn(1, 2, 8, 16)
     assert attncc.explain(attncc.compile(Wrapped()), x).fused == 1
     assert attncc.explain(torch.export.export(Wrapped(), (x,)), x).fused == 1
+
+
+def test_a_library_that_calls_attention_is_named_rather_than_torch() -> None:
+    trace = '  File "/x/site-packages/models/llama.py", line 7, in forward\n    y = flex(q, k, v)\n'
+    trace += '  File "/x/site-packages/torch/nn/attention/flex_attention.py", line 9, in flex\n    out = hop(q)\n'
+    node = torch.fx.Graph().placeholder("x")
+    node.meta["stack_trace"] = trace
+    assert location(node) == ("llama.py:7", "y = flex(q, k, v)")
