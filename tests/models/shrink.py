@@ -134,12 +134,13 @@ def _fewer_heads(config: Any, wanted: int) -> None:
             _set(config, name, max(1, value * few // heads))
         elif hasattr(config, name) and name == "num_key_value_heads":
             _set(config, name, few)
-    for name in (*_WIDTHS, *_INNER):
+    for name in _WIDTHS:
         value = getattr(config, name, None)
         if isinstance(value, int) and value % heads == 0:
             _set(config, name, value // heads * few)
-        elif name in _INNER and _number(config, name, 128):
-            _set(config, name, 128)
+    for name in _INNER:
+        if _number(config, name, 256):
+            _set(config, name, 256)
 
 
 def _set(config: Any, name: str, value: Any) -> None:
