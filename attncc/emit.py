@@ -33,7 +33,7 @@ def emit(emitter: Emitter, name: str, original: fx.Node) -> fx.Node:
         if result.meta["val"].dtype != original.meta["val"].dtype:
             result = emitter.call(aten.to.dtype, result, original.meta["val"].dtype)
         value = result.meta["val"]
-        if _same_strides(value, original.meta["val"]) or _unnoticed(value, original):
+        if same_strides(value, original.meta["val"]) or _unnoticed(value, original):
             return result
         if layout != layouts[-1]:
             emitter.undo()
@@ -122,7 +122,7 @@ def _unnoticed(value: torch.Tensor, node: fx.Node) -> bool:
         return False
     args, kwargs = fx.map_arg((user.args, user.kwargs), lambda n: value if n is node else n.meta["val"])
     after = user.target(*args, **kwargs)
-    return _unnoticed(after, user) if user.target in _MOVES else _same_strides(after, user.meta["val"])
+    return _unnoticed(after, user) if user.target in _MOVES else same_strides(after, user.meta["val"])
 
 
 def _layouts(anchor: fx.Node) -> tuple[str, str]:
@@ -135,7 +135,8 @@ def _strides(value: torch.Tensor) -> list[Dim]:
     return [dim(s) for s, n in zip(value.stride(), value.shape, strict=True) if dim(n) != 1]
 
 
-def _same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
+def same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether the elements of two tensors of one shape lie alike; dimensions of size 1 do not count."""
     return all(map(equal, _strides(a), _strides(b)))
 
 

@@ -16,7 +16,7 @@ from attncc import ir, replay
 from attncc.bodies import bodies
 from attncc.convert import Converted, convert, fix_divided_sizes
 from attncc.convert.driver import storages, written
-from attncc.emit import emit, make
+from attncc.emit import emit, make, same_strides
 from attncc.emitter import Emitter
 from attncc.locate import location
 from attncc.passes import PASSES
@@ -188,8 +188,11 @@ def _fuse(
             one.unsound = refused.reason if isinstance(refused, Unsound) else ""
         return found
     for name, original in zip(site.roots, originals, strict=True):
-        original.replace_all_uses_with(results[original])
-        converted.sources[name].node = results[original]  # what reads the output reads it here from now on
+        result = results[original]
+        original.replace_all_uses_with(result)
+        if same_strides(result.meta["val"], original.meta["val"]):
+            result.meta["val"] = original.meta["val"]  # views of it are known by the memory that they share
+        converted.sources[name].node = result  # what reads the output reads it here from now on
     for one in found.values():
         one.requires_grad = any(o in differentiable for o in originals)
     return found

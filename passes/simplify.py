@@ -190,11 +190,18 @@ def _additive_mask(node: ex.Op, has_score: Callable[[ex.Expr], bool]) -> ex.Expr
         return op(node.name, b, a, dtype=node.dtype)
     if node.name == "mul" or not has_score(a) or has_score(b):
         return None
+    limit = -math.inf if any(_is_mask(part) for part in a.walk()) else ABSORBING
     match b:
-        case ex.Op("where", (c, ex.Const(0), ex.Const(fill))) if fill <= ABSORBING:
+        case ex.Op("where", (c, ex.Const(0), ex.Const(fill))) if fill <= limit:
             return op("where", c, a, ex.Const(fill, node.dtype))
-        case ex.Op("where", (c, ex.Const(fill), ex.Const(0))) if fill <= ABSORBING:
+        case ex.Op("where", (c, ex.Const(fill), ex.Const(0))) if fill <= limit:
             return op("where", inverted(c), a, ex.Const(fill, node.dtype))
+    match a:  # a second mask: what the first hides by -inf stays so, but two finite numbers add up
+        case ex.Op("where", (c, x, ex.Const(low))) if low == -math.inf and _masks(b):
+            return op("where", c, op("add", x, b, dtype=node.dtype), ex.Const(low, node.dtype))
+        case ex.Op("where", (c, ex.Const(low), x)) if low == -math.inf and _masks(b):
+            return op("where", inverted(c), op("add", x, b, dtype=node.dtype), ex.Const(low, node.dtype))
+    match b:
         case ex.Op("add", (x, y)) if _masks(x) or _masks(y):
             return op("add", op("add", a, x, dtype=node.dtype), y, dtype=node.dtype)
     return None

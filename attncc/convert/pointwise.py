@@ -55,6 +55,8 @@ def pointwise(c: Context, node: fx.Node, values: Sequence[Any], body: Body, dtyp
     """A Map of `values` by `body`, which gets them in `dtype` (None: in the dtype of the result)."""
     tensor = result(node)
     common = dtype or dtype_name(tensor.dtype)
+    if dtype is None and common in ("int8", "int16", "uint8"):
+        raise Unsupported(f"arithmetic in {common}, which wraps around")
     arguments = [argument(c, v) for v in values]
     return map_node(c, node.name, tensor, arguments, lambda *leaves: body(*(as_dtype(x, common) for x in leaves)))
 
