@@ -13,6 +13,7 @@ from torch import fx
 from attncc import index as ix
 from attncc import ir
 from attncc.convert import Converted
+from attncc.convert.driver import Source
 from attncc.passes.refused import Refused
 from attncc.symbolic import Dim, dim, equal, exact_div, product, reduce
 
@@ -41,10 +42,11 @@ class Emitter:
         """What the attentions emitted so far give, by name and kind, as the operator lays it out."""
         self._new, self._make = new, make
         self._values: dict[str, fx.Node] = {}
+        self._copied: dict[fx.Node, fx.Node] = {}
 
-    def call(self, target: Any, *args: Any) -> fx.Node:
+    def call(self, target: Any, *args: Any, before: fx.Node | None = None) -> fx.Node:
         """A call of an operator on nodes and numbers, its fake value and origin noted."""
-        with self.graph.inserting_before(self.anchor):
+        with self.graph.inserting_before(before or self.anchor):
             node = self.graph.call_function(target, args)
         self.made.append(node)
         node.meta["val"] = target(*fx.map_arg(args, _fake))
@@ -60,6 +62,7 @@ class Emitter:
         self.made.clear()
         self.outputs.clear()
         self._values.clear()
+        self._copied.clear()
 
     def new(self, name: str) -> ir.Attention:
         """An attention that is emitted here."""
@@ -80,10 +83,28 @@ class Emitter:
             raise Refused(f"the value {name} is never computed by itself", name)
         here = self.converted.positions[self.anchor]
         if source.expires is not None and source.expires < here:
-            raise Refused(f"{source.node.name} is changed in place before the attention's end", name)
+            self._values[name] = self._kept(source)
+            return self._values[name]
         if source.position >= here:
             raise Refused(f"the attention weights are used before {source.node.name} is computed", name)
         return source.node
+
+    def leaf(self, name: str) -> fx.Node:
+        """The node that both the original and what is emitted read for a value: not a copy that only the latter has."""
+        node = self.value(name)
+        return self._copied.get(node, node)
+
+    def _kept(self, source: Source) -> fx.Node:
+        """A copy of a value that is changed in place later: of a counter or a row of positions, as caches have them.
+
+        Raises Refused for what is larger: to copy that could cost more than fusing gains.
+        """
+        if source.node.meta["val"].ndim > 1:
+            raise Refused(f"{source.node.name} is changed in place before the attention's end", source.node.name)
+        changer = next(n for n, position in self.converted.positions.items() if position == source.expires)
+        copy = self.call(aten.clone.default, source.node, before=changer)
+        self._copied[copy] = source.node
+        return copy
 
     def number(self, size: Dim) -> Any:
         """A size as an int or as an FX node. Raises Refused where it cannot be computed at the anchor."""

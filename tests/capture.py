@@ -21,9 +21,6 @@ from attncc.tracer import trace
 OPERATORS = (torch.ops.attncc.attention.default, torch.ops.attncc.attention_outputs.default)
 
 
-OPERATORS = (torch.ops.attncc.attention.default, torch.ops.attncc.attention_outputs.default)
-
-
 class OracleInterpreter(fx.Interpreter):
     """Runs a rewritten graph with every attention done by `attncc.reference`, in the layout that it promises."""
 

@@ -147,3 +147,29 @@ def test_a_view_of_the_result_stays_one() -> None:
     seen = capture(call, args)
     assert len(seen.fused) == 1
     assert_same(seen.result, call(*args))
+
+
+def test_a_counter_that_goes_on_before_the_attention_is_read_as_it_was() -> None:
+    """Static caches of Transformers count their tokens in a tensor: the mask is made, the counter moves, q meets k."""
+
+    def step(q: Tensor, k: Tensor, v: Tensor, filled: Tensor) -> Tensor:
+        visible = torch.arange(k.shape[2]) <= filled
+        filled.add_(1)
+        return (q @ k.mT).masked_fill(~visible, -torch.inf).softmax(-1) @ v
+
+    q, k, v = rand(2, 2, 1, 8), rand(2, 2, 9, 8), rand(2, 2, 9, 8)
+    seen = capture(step, (q, k, v, torch.tensor(3)))
+    assert len(seen.fused) == 1
+    assert_same(seen.result, step(q, k, v, torch.tensor(3)))
+
+
+def test_a_mask_that_is_written_over_before_the_attention_is_not_copied() -> None:
+    def step(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        scores = q @ k.mT + bias
+        bias.zero_()
+        return scores.softmax(-1) @ v
+
+    q, k, v = rand(2, 2, 7, 8), rand(2, 2, 9, 8), rand(2, 2, 9, 8)
+    seen = capture(step, (q, k, v, rand(7, 9)))
+    (reason,) = seen.reasons
+    assert reason.endswith("is changed in place before the attention's end")
