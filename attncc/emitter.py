@@ -15,7 +15,7 @@ from attncc import ir
 from attncc.convert import Converted
 from attncc.convert.driver import Source
 from attncc.passes.refused import Refused
-from attncc.symbolic import Dim, dim, equal, exact_div, product, reduce
+from attncc.symbolic import Dim, dim, equal, exact_div, product, reduce, symbols
 
 aten = torch.ops.aten
 Group = tuple[str, ...]
@@ -40,6 +40,7 @@ class Emitter:
         """The order in which results of attentions lie."""
         self.outputs: dict[str, dict[str, fx.Node]] = {}
         """What the attentions emitted so far give, by name and kind, as the operator lays it out."""
+        self._symbols = {str(s): s for size in converted.sizes for s in symbols(size)}
         self._new, self._make = new, make
         self._values: dict[str, fx.Node] = {}
         self._copied: dict[fx.Node, fx.Node] = {}
@@ -111,6 +112,8 @@ class Emitter:
         size = reduce(size)
         if isinstance(size, int):
             return size
+        # Expressions name symbols; what is assumed of them (a number that is passed may be 0) is the graph's.
+        size = size.xreplace({s: self._symbols.get(str(s), s) for s in size.free_symbols})
         found = self._existing(size)
         if found is not None:
             return found
