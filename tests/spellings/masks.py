@@ -238,7 +238,7 @@ def causal_by_ge_of_named_functions(q, k, v):
     return attend(torch.where(torch.greater_equal(i, j), scores(q, k), float("-inf")), v)
 
 
-@spelling(waits="a maximum over the masked scores")
+@spelling()
 def causal_of_the_old_llama(q, k, v, attention_mask):
     """_make_causal_mask, _expand_mask, their sum, and a maximum with finfo.min over it all."""
     s, t = q.shape[2], k.shape[2]

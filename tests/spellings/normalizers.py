@@ -86,7 +86,7 @@ def relu_squared(q, k, v, mask):
     return x.masked_fill(~mask, 0.0) @ v
 
 
-@spelling(waits="differences of two", sites=2)
+@spelling(sites=2)
 def difference_of_two(q, k, v, q2, k2, lam):
     p = scores(q, k).softmax(-1) - lam * scores(q2, k2).softmax(-1)
     return p @ v
@@ -97,7 +97,7 @@ def difference_of_two_outputs(q, k, v, q2, k2, lam):
     return scores(q, k).softmax(-1) @ v - lam * (scores(q2, k2).softmax(-1) @ v)
 
 
-@spelling(waits="differences of two", sites=2)
+@spelling(sites=2)
 def difference_as_the_paper_writes_it(q, k, v):
     b, _, s, _d = q.shape
     p = scores(q, k).softmax(-1).view(b, 2, 2, s, -1)

@@ -191,7 +191,7 @@ def bias_of_the_query_as_shaw(q, k, v, pair_keys):
     return attend(x * SCALE, v)
 
 
-@spelling(same=True, waits="a replay of shifted views")
+@spelling(same=True)
 def shifted_scores_as_transformer_xl(q, k, v, wq):
     positions = wq[: k.shape[2], :D]
     ac = torch.einsum("bhid,bhjd->bhij", q, k)

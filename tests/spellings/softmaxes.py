@@ -66,7 +66,7 @@ def divided_after_the_product(q, k, v):
     return (e @ v) / e.sum(-1, keepdim=True)
 
 
-@spelling(waits="division after the product")
+@spelling()
 def divided_after_the_product_without_a_maximum(q, k, v):
     e = scores(q, k).exp()
     return torch.einsum("bhij,bhjd->bhid", e, v) / torch.einsum("bhij->bhi", e)[..., None]
