@@ -222,6 +222,10 @@ class Output(Node):
         return (self.attention,)
 
 
+MANY = 12
+"""Products from which on a value is no score."""
+
+
 @dataclass(frozen=True)
 class Graph:
     """Nodes by name, each after those it reads, and the names of the values that leave the graph or have effects."""
@@ -240,6 +244,15 @@ class Graph:
         graph.add_nodes_from(self.nodes)
         graph.add_edges_from((r, n.name) for n in self.nodes.values() for r in n.reads if r in self.nodes)
         return graph
+
+    @cached_property
+    def products(self) -> Mapping[str, tuple[str, ...]]:
+        """The Contracts that each value is a pointwise function of, at most `MANY`: a residual stream is one of all."""
+        found: dict[str, tuple[str, ...]] = {}
+        for node in self.nodes.values():
+            reads = {} if isinstance(node, Reduce) else dict.fromkeys(p for r in node.reads for p in found.get(r, ()))
+            found[node.name] = (node.name,) if isinstance(node, Contract) else tuple(reads)[:MANY]
+        return found
 
     def users(self, name: str) -> tuple[Node, ...]:
         """The nodes that read a value."""

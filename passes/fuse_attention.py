@@ -97,7 +97,9 @@ def _fused(graph: ir.Graph, contract: ir.Contract) -> Candidate:
     """The attention that a product is. Raises Refused, and LookupError where no operand can be its weights."""
     if len(contract.operands) != 2 or not contract.reduced:
         raise LookupError("not a weighted sum")
-    pairs = (contract.operands, contract.operands[::-1])
+    # What sums up many products is no score; to read it at every layer would cost the square of their number.
+    both = (contract.operands, contract.operands[::-1])
+    pairs = [pair for pair in both if len(graph.products[pair[0].value]) < ir.MANY]
     for access, v in pairs:
         reader = Reader(graph, contract.sizes)
         weights = match_softmax(reader, contract, access)
