@@ -52,6 +52,8 @@ def element_product(
         isinstance(reader.graph.nodes[a.value], ir.Map) and axes_of(a) & rows and axes_of(a) & keys for a in reads
     ):
         return None
+    if _is_plain(reads, rows, keys):
+        return None
     sizes = {**contract.sizes, **{f: node.sizes[a] for a, f in zip(node.reduced, fresh, strict=True)}}
     terms = _TermReader(reader.graph, sizes, rows, keys)
     term, *others = (uncast(terms.read(a)) for a in reads)
@@ -67,6 +69,14 @@ def element_product(
     leaves = {queries[0]: ex.Elem("q", queries[0].dtype), key_loads[0]: ex.Elem("k", key_loads[0].dtype)}
     element = ex.substitute(term, lambda leaf: leaves.get(leaf) if isinstance(leaf, ex.Load) else None)
     return q, k, None, sizes, fresh, fresh, element
+
+
+def _is_plain(reads: list[ir.Access], rows: set[str], keys: set[str]) -> bool:
+    """Whether one factor alone moves along the keys, and the other along rows that it does not: it has a head of its
+    own for every query head while the values share theirs (Falcon), and is no mixture of queries and keys."""
+    moving = [axes_of(a) for a in reads if axes_of(a) & keys]
+    still = [axes_of(a) for a in reads if not axes_of(a) & keys]
+    return len(moving) == len(still) == 1 and moving[0] & rows < still[0] & rows
 
 
 def _moving(reader: Reader, term: ex.Expr, along: set[str], not_along: set[str]) -> list[ex.Load]:
