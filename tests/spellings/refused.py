@@ -104,3 +104,9 @@ def hard_choice(q, k, v):
 def linear_attention(q, k, v):
     """A softmax of queries and one of keys, no scores at all."""
     return q.softmax(-1) @ (k.softmax(-2).mT @ v)
+
+
+@spelling(reason="differ from query to query")
+def values_that_depend_on_the_query(q, k, v, pair_keys):
+    p = scores(q, k).softmax(-1)
+    return torch.einsum("bhij,bhijd->bhid", p, v[:, :, None] + pair_keys)

@@ -301,9 +301,3 @@ def negative_distance(q, k, v):
 def heads_mixed_before_the_softmax(q, k, v, mixer):
     x = torch.einsum("bhij,hg->bgij", q @ k.mT, mixer)
     return attend(x * SCALE, v)
-
-
-@spelling()
-def values_that_depend_on_the_query(q, k, v, pair_keys):
-    p = (q @ k.mT * SCALE).softmax(-1)
-    return torch.einsum("bhij,bhijd->bhid", p, v[:, :, None] + pair_keys)
