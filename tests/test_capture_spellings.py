@@ -426,7 +426,7 @@ def test_what_the_spec_says() -> None:
         function, args = FUSED[name]
         return capture(function, args, dynamic=dynamic).fused[0].spec
 
-    assert str(spec("sliding_window").mask) == "((j <= (i + n0)) & (((i + n1) - j) < n2))"
+    assert str(spec("sliding_window").mask) == "((j <= (i + n0)) & (((i + n0) - j) < n1))"
     assert spec("causal_by_masked_fill_of_zeros").fill == -math.inf
     assert str(spec("causal_by_masked_fill_of_zeros").mask) == "((j - i) <= 0)"
     assert str(spec("scale_split_over_both").score_mod) == "(score * s0)"
