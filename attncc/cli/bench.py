@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "[bold]Examples[/]\n\nattncc bench --quick\n\nattncc bench --seq 2048 --dtype bfloat16 --causal\n\n"
     "attncc bench --regime decode --heads 32 --kv-heads 8 --kv-len 16384 --head-dim 128\n\n"
-    "attncc bench --only sdpa,attncc --json"
+    "attncc bench --only sdpa,attncc --json\n\nattncc bench --compile-time"
 )
 
 
@@ -31,6 +31,7 @@ def bench(
     only: Annotated[str | None, typer.Option(help="Contenders, by comma: eager, sdpa, flex, inductor, attncc.")] = None,
     turns: Annotated[int, typer.Option(min=1, help="Interleaved turns that a median is taken of.")] = 9,
     masks: Annotated[bool, typer.Option("--masks", help="Windows, caches partly filled, padding, documents.")] = False,
+    compile_time: Annotated[bool, typer.Option("--compile-time", help="Capture of models, beside Inductor.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Short lengths, few turns.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -38,11 +39,15 @@ def bench(
 
     Without a shape, a set of prefill and decode cases runs; with --masks, a set of masks that hide most keys. Rates are
     also given as a share of the multiply-add peak or read bandwidth measured in the same run. Exit status 1 where
-    attncc is outside its error bound; nothing is timed then.
+    attncc is outside its error bound; nothing is timed then. With --compile-time no attention is timed, but the
+    compilation of models of 1 to 12 layers.
     """
     from attncc.bench import hidden, peak, run
     from attncc.cli._console import progress, show, show_json
 
+    if compile_time:
+        _compile_time(quick, json)
+        return
     shape = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "q_len": q_len, "kv_len": kv_len}
     shape |= {"head_dim": head_dim, "window": window}
     chosen = _cases(shape, seq, dtype, causal, regime, quick, masks)
@@ -62,6 +67,18 @@ def bench(
         show(beside)
     if not all(result.passed for result in results):
         raise typer.Exit(1)
+
+
+def _compile_time(quick: bool, json: bool) -> None:
+    from attncc.bench import compile_time
+    from attncc.cli._console import progress, show, show_json
+
+    with progress(compile_time.STEPS) as say:
+        times = compile_time.measure(compile_time.DEPTHS[:2] if quick else compile_time.DEPTHS, say)
+    if json:
+        show_json(times.to_json())
+    else:
+        show(times)
 
 
 def _cases(
