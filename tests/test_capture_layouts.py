@@ -34,7 +34,8 @@ def judge(spelling: Spelling, seen: Capture) -> None:
     if spelling.waits and (len(seen.fused), seen.reasons) != (spelling.sites, []):
         pytest.xfail(f"not fused yet: {spelling.waits}")
     assert not spelling.waits, "it is fused now: nothing to wait for"
-    assert (len(seen.fused), seen.reasons) == (spelling.sites, [])
+    assert len(seen.fused) == spelling.sites, seen.reasons
+    assert len(seen.reasons) == bool(spelling.beside) and all(spelling.beside in r for r in seen.reasons), seen.reasons
 
 
 def fresh(spelling: Spelling, layout: str) -> tuple[list[Any], list[Any]]:

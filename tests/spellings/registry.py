@@ -46,6 +46,8 @@ class Spelling:
     dtype: torch.dtype = torch.float32
     sites: int = 1
     reason: str = ""
+    beside: str = ""
+    """Why a further site, beside those that are fused, is refused."""
     layout: str | None = None
     """The layout that the function itself is written for; None: heads first, and it does not care."""
     waits: str = ""
