@@ -19,7 +19,7 @@ from tvm.tirx import Buffer, PrimFunc, Var
 
 __all__ = [
     "Buffer", "IRBuilder", "IRModule", "PrimFunc", "Schedule", "T", "Target", "TensorIntrin", "Var",
-    "compile_module", "s_tir", "tirx", "tvm",
+    "compile_module", "cuda_source", "s_tir", "tirx", "tvm",
 ]  # fmt: skip
 
 
@@ -31,3 +31,36 @@ def compile_module(module: IRModule, target: Target) -> Any:
     """
     with tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}):
         return tvm.compile(module, target=target)
+
+
+def cuda_source(module: IRModule, arch: str) -> str:
+    """CUDA C++ of a module's kernels for `arch` ("sm_90a") with their host wrappers, which need tvm_ffi alone."""
+    from tvm.backend.cuda import export_cuda_host
+    from tvm.tirx.compilation_pipeline import register_tir_pipeline
+
+    register_tir_pipeline(_CUDA_PIPELINE, _cuda_pipeline)
+    target = Target({"kind": "cuda", "arch": arch}, host="cuda_host")
+    source: str = export_cuda_host(tvm.compile(module, target=target, tir_pipeline=_CUDA_PIPELINE).mod)
+    return source
+
+
+_CUDA_PIPELINE = "attncc.cuda"
+
+
+def _cuda_pipeline() -> tuple[Any, Any, Any]:
+    """TVM's passes for tirx but for common subexpression elimination (see `compile_module`): nvcc does that by itself,
+    and TVM's own pipeline cannot be told to leave it out.
+    """
+    from tvm.backend.cuda import transforms as cuda_passes
+    from tvm.tirx import compilation_pipeline
+
+    passes = tirx.transform
+    lowering = [
+        passes.LowerTIRx(), tvm.s_tir.transform.UnifyThreadBinding(), passes.StmtSimplify(), passes.LowerTIRxOpaque(),
+        passes.FlattenBuffer(), passes.BF16ComputeLegalize(), passes.NarrowDataType(32), passes.VectorizeLoop(),
+        passes.UnrollLoop(), passes.StmtSimplify(), passes.FP8ComputeLegalize(), passes.VerifyMemory(),
+        passes.AnnotateEntryFunc(), passes.SplitHostDevice(), cuda_passes.LowerIket(), passes.MakePackedAPI(),
+        passes.FP8StorageLegalize(), passes.BF16StorageLegalize(),
+    ]  # fmt: skip
+    host, device = compilation_pipeline.finalize_host_passes, compilation_pipeline.finalize_device_passes
+    return tvm.transform.Sequential(lowering), host, device

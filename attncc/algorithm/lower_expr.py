@@ -12,7 +12,7 @@ general `pow`, and functions nested deeper than two.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,10 @@ class Env:
     """The score, in the compute dtype."""
     element: Mapping[str, Any] = field(default_factory=dict)
     """q and k of a score product, in the compute dtype."""
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """What float operators become in place of the polynomials here: another kind of machine has its own."""
+    short: bool = False
+    """Compare positions in int32 where that is provably the same: a GPU has no int64 arithmetic of its own."""
 
 
 def lower(expr: ex.Expr, env: Env) -> Any:
@@ -149,7 +153,7 @@ class _Lowering:
         if name == "where":
             return tirx.Select(self.cast(args[0], "bool"), self.cast(args[1], result), self.cast(args[2], result))
         if name in operators.COMPARISONS:
-            return self.comparison(name, args)
+            return self.comparison(name, self.shortened(node, args))
         if result == "bool":
             return operators.logical(name, [self.cast(a, "bool") for a in args])
         floating = result in ex.FLOATS
@@ -173,6 +177,11 @@ class _Lowering:
             return operators.integral(node.name, list(args))
         return self.cast(self.node(node, args), "int32")
 
+    def shortened(self, node: ex.Op, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if self.env.short and all(o.dtype == "int64" and narrows(o) for o in node.operands):
+            return tuple(ex.fold(o, self.node32) for o in node.operands)
+        return args
+
     def comparison(self, name: str, args: tuple[Any, ...]) -> Any:
         dtypes = [numeric.dtype_of(a) for a in args]
         if any(d in ex.FLOATS for d in dtypes):
@@ -184,6 +193,8 @@ class _Lowering:
         return operators.compare(name, *(self.cast(a, common) for a in args))
 
     def float_op(self, node: ex.Op, args: list[Any]) -> Any:
+        if node.name in self.env.functions:
+            return self.env.functions[node.name](*args)
         if node.name in _POLYNOMIALS and self.nesting[node] > _MOST_NESTED:
             if node.name == "sigmoid":
                 return 1.0 / (1.0 + numeric.library("exp", -args[0]))
