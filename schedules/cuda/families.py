@@ -1,0 +1,224 @@
+"""Which attentions the CUDA kernels take, their tile sizes, and how a call is split."""
+
+from __future__ import annotations
+
+import math
+import operator
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from attncc import expr as ex
+from attncc.algorithm.bounds import key_bounds
+from attncc.schedules.family import Decisions, Declined, Family, Launch, Problem
+from attncc.spec import DOT, AttentionSpec
+from attncc.target import Target
+
+if TYPE_CHECKING:
+    from attncc._tvm import IRModule, PrimFunc
+
+_WORK = np.zeros((0, 4), np.int32)
+_DTYPES = ("bfloat16", "float16")
+_WIDEST = 256
+_MOST_ROWS = 2**29
+"""Of q or k, so that positions and their sums are int32."""
+_DECODE_ROWS = 16
+_UNEVEN_TILES = 12
+"""Tiles of a head, from which on a fixed order cannot even out tiles that see different numbers of keys."""
+_SHARED_90 = 227 << 10
+"""Shared memory of a thread block on sm_90, in bytes."""
+
+
+class CudaFamily(Family):
+    """What the families share: 16-bit dot products, head sizes that are multiples of 8."""
+
+    oldest: int
+    """The least compute capability, times 10."""
+
+    def declines(self, spec: AttentionSpec, target: Target) -> Declined | None:
+        if target.kind != "cuda":
+            return Declined(f"the target is a {target.kind}")
+        if capability(target) < self.oldest:
+            return Declined(f"needs sm_{self.oldest} or newer, and the GPU is {target.mcpu}")
+        if spec.dtype not in _DTYPES:
+            return Declined(f"tensor cores multiply {' and '.join(_DTYPES)}, not {spec.dtype}")
+        for name, width in (("head_dim", spec.head_dim), ("value_dim", spec.value_dim)):
+            if width % 8 or width > _WIDEST:
+                return Declined(f"{name} {width} is not a multiple of 8 up to {_WIDEST}")
+        if spec.element != DOT or spec.bilinear is not None:
+            return Declined("the score is no dot product of q and k")
+        if spec.outputs != ("out",):
+            return Declined(f"gives only the result, not {', '.join(spec.outputs[1:])}")
+        return self.refuses(spec)
+
+    def refuses(self, spec: AttentionSpec) -> Declined | None:
+        """Reasons of this family's own."""
+        return None
+
+    def suits(self, spec: AttentionSpec, problem: Problem) -> bool:
+        return max(problem.q_len, problem.kv_len) < _MOST_ROWS
+
+    def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:
+        from attncc._tvm import IRModule
+
+        return IRModule(self.functions(spec, decisions))
+
+    @abstractmethod
+    def functions(self, spec: AttentionSpec, decisions: Decisions) -> dict[str, PrimFunc]:
+        """The kernels by name; "attention" is called first, "combine" after it where a call has several splits."""
+
+    def launch(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> Launch:
+        return Launch(_WORK)
+
+    def blocks(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> int:
+        """The argument `processors`: thread blocks of a persistent kernel. `problem.threads` counts multiprocessors."""
+        return problem.threads
+
+
+class PrefillMma(CudaFamily):
+    """Many query rows, by mma.sync."""
+
+    name = "cuda.prefill.mma"
+    regime = "prefill"
+    oldest = 80
+
+    def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
+        widest = max(spec.head_dim, spec.value_dim)
+        rows = 128 if widest <= 128 else 64  # a strip of 16 rows and 128 columns takes 64 registers of each thread
+        return {
+            "rows": rows,
+            "keys": 64,
+            "warps": 4,
+            "keep_q": int(spec.head_dim <= 64),
+            "blocks": 2 if widest <= 128 else 1,
+        }
+
+    def functions(self, spec: AttentionSpec, decisions: Decisions) -> dict[str, PrimFunc]:
+        from attncc.schedules.cuda import prefill_mma
+
+        return {"attention": prefill_mma.build(spec, decisions)}
+
+
+class PrefillWgmma(CudaFamily):
+    """Many query rows, by wgmma and TMA."""
+
+    name = "cuda.prefill.wgmma"
+    regime = "prefill"
+    oldest = 90
+
+    def declines(self, spec: AttentionSpec, target: Target) -> Declined | None:
+        if target.kind == "cuda" and capability(target) != 90:
+            return Declined(f"wgmma is an instruction of sm_90a, and the GPU is {target.mcpu}")
+        return super().declines(spec, target)
+
+    def suits(self, spec: AttentionSpec, problem: Problem) -> bool:
+        return super().suits(spec, problem) and problem.q_len >= 64
+
+    def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
+        widest = max(spec.head_dim, spec.value_dim)
+        # Three warpgroups leave each thread 160 registers, two leave 240; a window wastes less of shorter tiles.
+        if widest <= 64 and plain_scores(spec) and key_bounds(spec.mask).lo == ex.Const(0, "int64"):
+            return {"rows": 192, "keys": 128, "stages": 2, "query_stages": 2}
+        keys = 128 if widest <= 128 else 96 if widest <= 192 else 80
+        return {"rows": 128, "keys": keys, "stages": 2, "query_stages": 2 if widest <= 128 else 1}
+
+    def blocks(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> int:
+        """One a multiprocessor; or one a tile, where tiles differ so much that the GPU had better deal them out."""
+        rows = decisions["rows"]
+        tiles = -(-problem.q_len // rows)
+        if tiles >= _UNEVEN_TILES and spec.mask is not None and math.isinf(spec.fill):
+            counts = [visited(spec.mask, problem, n * rows, (n + 1) * rows - 1) for n in (tiles // 4, tiles - 2)]
+            if None not in counts and counts[0] != counts[1]:
+                return tiles * problem.heads * problem.batch
+        return problem.threads
+
+    def functions(self, spec: AttentionSpec, decisions: Decisions) -> dict[str, PrimFunc]:
+        from attncc.schedules.cuda import prefill_wgmma, wgmma_block
+
+        if wgmma_block.shared_bytes(spec, decisions) > _SHARED_90:
+            raise ValueError(f"{dict(decisions)} takes more than {_SHARED_90} bytes of shared memory")
+        return {"attention": prefill_wgmma.build(spec, decisions)}
+
+
+class Decode(CudaFamily):
+    """Few query rows over many keys."""
+
+    name = "cuda.decode"
+    regime = "decode"
+    oldest = 80
+
+    def refuses(self, spec: AttentionSpec) -> Declined | None:
+        if spec.normalizer != "softmax":
+            return Declined("splits are combined by their maxima and sums, and this attention has none")
+        if spec.group > _DECODE_ROWS:
+            return Declined(f"a tile holds the heads of a group, and {spec.group} are more than {_DECODE_ROWS}")
+        return None
+
+    def suits(self, spec: AttentionSpec, problem: Problem) -> bool:
+        return super().suits(spec, problem) and problem.q_len * spec.group <= _DECODE_ROWS
+
+    def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
+        widest = max(spec.head_dim, spec.value_dim)
+        if widest <= 192:
+            return {"warps": 4, "keys": 32, "stages": 6 if widest <= 64 else 3 if widest <= 128 else 2, "blocks": 1}
+        return {"warps": 4, "keys": 16, "stages": 2, "blocks": 1}
+
+    def functions(self, spec: AttentionSpec, decisions: Decisions) -> dict[str, PrimFunc]:
+        from attncc.schedules.cuda import decode, decode_combine
+
+        return {"attention": decode.build(spec, decisions), "combine": decode_combine.build(spec)}
+
+    def launch(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> Launch:
+        """As many splits as fill the GPU once; `problem.threads` counts its multiprocessors."""
+        kv_heads = problem.heads // spec.group
+        step = decisions["warps"] * decisions["keys"]
+        wanted = problem.threads * decisions["blocks"] // (problem.batch * kv_heads)
+        splits = max(1, min(wanted, -(-problem.kv_len // (2 * step))))
+        shape = (problem.batch, kv_heads, splits, _DECODE_ROWS)
+        return Launch(_WORK, ((*shape, spec.value_dim), (*shape, 2)))
+
+
+def visited(mask: ex.Expr, problem: Problem, first: int, last: int) -> int | None:
+    """How many keys rows first … last see, where the sizes alone tell; else None."""
+    known = {"first": first, "last": last, "Sq": problem.q_len, "Skv": problem.kv_len}
+    known |= {"B": problem.batch, "H": problem.heads}
+
+    def value(node: ex.Expr, args: tuple[int, ...]) -> int:
+        match node:
+            case ex.Const(number):
+                return int(number)
+            case ex.Index(name) | ex.Size(name):
+                return known[name]
+            case ex.Op(name) if name in _WHOLE:
+                return int(_WHOLE[name](*args))
+        raise KeyError(str(node))
+
+    bounds = key_bounds(mask, loads=False)
+    try:
+        return int(ex.fold(bounds.hi, value)) - int(ex.fold(bounds.lo, value))
+    except KeyError:
+        return None
+
+
+_WHOLE: Mapping[str, Callable[..., int]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "neg": operator.neg, "min": min, "max": max,
+    "le": operator.le, "lt": operator.lt, "ge": operator.ge, "gt": operator.gt, "eq": operator.eq, "ne": operator.ne,
+    "where": lambda condition, a, b: a if condition else b, "cast": int,
+}  # fmt: skip
+
+
+def plain_scores(spec: AttentionSpec) -> bool:
+    """Whether nothing but a factor is between a score and the softmax."""
+    nodes = sum(1 for _ in spec.score_mod.walk())
+    return nodes <= 3 and spec.sink is None and spec.normalizer == "softmax" and not math.isfinite(spec.fill)
+
+
+def capability(target: Target) -> int:
+    """80 for "sm_80", 90 for "sm_90a"."""
+    return int("".join(filter(str.isdigit, target.mcpu)))
+
+
+CUDA: tuple[CudaFamily, ...] = (Decode(), PrefillWgmma(), PrefillMma())
+"""From special to general."""
