@@ -42,9 +42,26 @@ def check_pointwise(reader: Reader, contract: ir.Contract, x: ex.Expr) -> None:
 
 
 def is_attention(graph: ir.Graph, x: ex.Expr, score: ScoreProduct, v: ir.Access, roles: Roles) -> bool:
-    """Whether keys and values are data, and the weights no multiple of the product of queries and keys."""
+    """Whether keys and values are data, and the weights a function of one score each, and no multiple of it."""
     shared = {*roles.b, *roles.h} - set(roles.r)
+    others = {node.tensor for node in x.walk() if isinstance(node, ex.Load) and node != score.load}
+    if any(_made_of(graph, other, score.load.tensor) for other in others):
+        return False  # rotary positions: a projection's columns in pairs
     return all(_is_data(graph, a, shared) for a in (score.k, v)) and not _is_linear(x, score.load, roles)
+
+
+def _made_of(graph: ir.Graph, name: str, product: str) -> bool:
+    """Whether a value is a product, or one made of its elements without summing them up."""
+    stack, seen = [name], {name}
+    while stack:
+        current = stack.pop()
+        if current == product:
+            return True
+        if not isinstance(graph.nodes[current], ir.Contract | ir.Reduce):
+            fresh = set(graph.nodes[current].reads) - seen
+            seen |= fresh
+            stack += fresh
+    return False
 
 
 def _is_data(graph: ir.Graph, access: ir.Access, shared: set[str]) -> bool:

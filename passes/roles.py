@@ -72,7 +72,7 @@ def assign(
             dims, heads = ([heads[:-1]], heads[-1:]) if len(heads) > 1 else ([heads], ())
     if not rows[1] and (in_q & in_v) - in_k:
         # As in deformable attention. One product of all queries and the keys they share is faster by itself.
-        raise Refused("the values differ from query to query, and the keys do not", contract.name)
+        raise Refused("every query has values of its own, and the keys are shared", contract.name)
     batch = tuple(a for d in dims for a in d)
     return Roles(batch, heads + group, group, rows[1], contract.reduced, columns)
 

@@ -74,7 +74,7 @@ def nanogpt(x, wqkv, wo, triangle):
     return F.linear((att @ v).transpose(1, 2).contiguous().view(b, t, c), wo)
 
 
-@spelling(layout="x", same=True, waits="a rotation is no site")
+@spelling(layout="x", same=True)
 def llama(x, wq, wk, wv):
     b, s, _dim = x.shape
     q, k, v = ((x @ w).view(b, s, 4, D).transpose(1, 2) for w in (wq, wk, wv))

@@ -52,7 +52,7 @@ def maximum_and_sum_returned(q, k, v):
     return (e / total) @ v, top, total
 
 
-@spelling(beside="differ from query to query")
+@spelling(beside="values of its own")
 def entropy_of_the_weights(q, k, v, mask):
     """The sum of p log p is a weighted sum of the same weights."""
     p = scores(q, k).masked_fill(~mask, -1e9).softmax(-1)

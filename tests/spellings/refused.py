@@ -106,7 +106,7 @@ def linear_attention(q, k, v):
     return q.softmax(-1) @ (k.softmax(-2).mT @ v)
 
 
-@spelling(reason="differ from query to query")
+@spelling(reason="values of its own")
 def values_that_depend_on_the_query(q, k, v, pair_keys):
     p = scores(q, k).softmax(-1)
     return torch.einsum("bhij,bhijd->bhid", p, v[:, :, None] + pair_keys)

@@ -297,7 +297,7 @@ def negative_distance(q, k, v):
     return attend(x * SCALE, v)
 
 
-@spelling()
+@spelling(reason="values of its own")
 def heads_mixed_before_the_softmax(q, k, v, mixer):
     x = torch.einsum("bhij,hg->bgij", q @ k.mT, mixer)
     return attend(x * SCALE, v)
