@@ -148,6 +148,10 @@ def _divmod(index: Linear, size: Dim, sizes: Mapping[str, Dim]) -> tuple[Linear,
     return None
 
 
+_FOLDED = {"Add": "add", "Mul": "mul", "Max": "max", "Min": "min"}
+"""sympy's functions of any number of sizes, by the operator of two."""
+
+
 def size_expression(size: Dim) -> ex.Expr:
     """A size as an expression in `Size` leaves named after the symbols. Raises ValueError for other functions."""
     if isinstance(size, int):
@@ -156,10 +160,11 @@ def size_expression(size: Dim) -> ex.Expr:
         return ex.Const(int(size), "int64")
     if size.is_Symbol:
         return ex.Size(str(size))
-    if size.is_Add or size.is_Mul:
+    folded = _FOLDED.get(size.func.__name__)
+    if folded is not None:
         result, *rest = (size_expression(part) for part in size.args)
         for part in rest:
-            result = ex.op("add" if size.is_Add else "mul", result, part)
+            result = ex.op(folded, result, part)
         return result
     if size.is_Pow and size.exp.is_Integer and size.exp > 0:
         base = size_expression(size.base)
