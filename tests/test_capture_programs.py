@@ -32,7 +32,10 @@ def check(program: Program, dynamic: bool, verify: bool) -> None:
     if program.wrong == "dropout":
         assert not seen.fused
         return
-    equal_to_float64(program, args, seen.result)
+    if seen.fused:
+        equal_to_float64(program, args, seen.result)
+    else:  # float64 may differ by more: sums of fills as large as -1e9 are rounded
+        torch.testing.assert_close(seen.result, program(*program.inputs()), atol=0, rtol=0, equal_nan=True)
     if program.wrong:
         assert not seen.fused or program.wrong in HARMLESS
     elif program.result == "out" or (program.result in ("weights", "mean weights") and program.softmax in PLAIN):

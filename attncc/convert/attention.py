@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from attncc import expr as ex
 from attncc import index as ix
@@ -110,6 +111,8 @@ def scaled_dot_product_attention(c: Context, node: fx.Node) -> ir.Node:
     if node.kwargs.get("dropout_p", dropout_p) != 0:
         raise Unsupported(f"dropout with p={node.kwargs.get('dropout_p', dropout_p)} draws random numbers")
     dtype = dtype_name(result(node).dtype)
+    if not guard_or_false(result(k_node).shape[-2] == result(v_node).shape[-2]):
+        raise Unsupported("as many values as keys are needed")  # caches of two symbols: PyTorch itself does not ask
     q, k, v = (cast_operand(c, node.name, n, c.value(x), dtype) for n, x in enumerate((q_node, k_node, v_node)))
     grouped = bool(node.kwargs.get("enable_gqa", False))
     product, keys = _scores(c, node, q, k, grouped)
