@@ -18,7 +18,7 @@ LIGHT = {
     ("vit", "sdpa"), ("clip", "sdpa"), ("wav2vec2", "eager"), ("gpt-oss", "eager"), ("llama", "flex_attention"),
 }  # fmt: skip
 WITHOUT_SDPA = {"deberta-v2", "mpnet", "gemma2", "bloom", "xlm", "layoutlm", "roformer", "squeezebert", "mpt", "gptj",
-                "gpt-oss", "swin"}  # fmt: skip
+                "gpt-oss", "swin", "blip", "detr"}  # fmt: skip
 FLEX = {"bert", "modernbert", "llama", "mistral", "qwen3", "gemma2", "bart", "vit"}
 CASES = [
     pytest.param(name, implementation, marks=() if (name, implementation) in LIGHT else pytest.mark.slow)
