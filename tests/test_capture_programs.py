@@ -78,14 +78,14 @@ def through_kernels(program: Program) -> None:
 
 @pytest.mark.slow
 @given(programs(), st.booleans(), st.booleans())
-@drawn(1000)
+@drawn(500)
 def test_attention_at_length(program: Program, dynamic: bool, verify: bool) -> None:
     check(program, dynamic, verify)
 
 
 @pytest.mark.slow
 @given(programs(wrong=True), st.booleans(), st.booleans())
-@drawn(1000)
+@drawn(500)
 def test_near_attention_at_length(program: Program, dynamic: bool, verify: bool) -> None:
     check(program, dynamic, verify)
 
