@@ -72,6 +72,13 @@ class Family(ABC):
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
         """Analytic defaults, from the target's vector width, registers and caches."""
 
+    def space(self, spec: AttentionSpec, target: Target) -> dict[str, tuple[int, ...]]:
+        """What tuning may choose from, by decision, in rising order: `decisions` is one point of it.
+
+        Every combination is valid for `module`. A family that has nothing to tune offers its decisions alone.
+        """
+        return {name: (value,) for name, value in self.decisions(spec, target).items()}
+
     @abstractmethod
     def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:
         """Algorithm and schedule, ready for `tvm.compile`: one PrimFunc "attention". Deterministic.

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attncc.algorithm.visibility import by_data, safe_maximum
+from attncc.schedules.cpu import model
 from attncc.schedules.family import Decisions, Declined, Family, Launch, Problem
 from attncc.spec import DOT, AttentionSpec
 from attncc.target import Target
@@ -47,15 +48,15 @@ class Decode(Family):
         return problem.q_len < MOST_ROWS
 
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
-        """A vector of strands; register tiles within 16 accumulators of 32 vector registers, 8 of 16.
+        """A vector of strands; register tiles of sums in half of the vector registers.
 
         A block's keys and its scores take half of L2: long runs keep hardware prefetch going, and where a group is more
         than one chunk of rows, the later ones find the keys in L2.
         """
         size = max(_BYTES[spec.dtype], 4)
-        strands = target.vector_bits // (8 * size)
+        strands = model.lanes(target, size)
         fitting = target.l2 // 2 // (spec.head_dim * _BYTES[spec.dtype] + 3 * size * spec.group)
-        accumulators = 16 if target.vector_bits == 512 or target.arch == "aarch64" else 8
+        accumulators = model.registers(target) // 2
         row_chunk = max(n for n in range(1, 5) if spec.group % n == 0)
         return {
             "row_chunk": row_chunk,
@@ -65,6 +66,17 @@ class Decode(Family):
             "strands": strands,
             "pairs": 2 if self._pairs(spec, target) else 1,
             "column_sets": max(1, accumulators // row_chunk),
+        }
+
+    def space(self, spec: AttentionSpec, target: Target) -> dict[str, tuple[int, ...]]:
+        """Vectors and chunks of keys are as wide as registers; what is held in them, and for how long, is open."""
+        default = self.decisions(spec, target)
+        keys, chunk = default["keys"], default["key_chunk"]
+        return {name: (value,) for name, value in default.items()} | {
+            "row_chunk": model.near(default["row_chunk"], (1, 2, 4)),
+            "keys": model.near(keys, (n for n in (keys // 4, keys // 2, 2 * keys) if n % chunk == 0 < n)),
+            "key_rows": model.near(default["key_rows"], (n for n in (1, 2, 4) if chunk % n == 0)),
+            "column_sets": model.near(default["column_sets"], (2, 4, 8)),
         }
 
     def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:

@@ -35,6 +35,9 @@ class Fallback(Family):
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
         return {"query_block": 8, "key_block": 32}
 
+    def space(self, spec: AttentionSpec, target: Target) -> dict[str, tuple[int, ...]]:
+        return {"query_block": (4, 8, 16), "key_block": (16, 32, 64)}
+
     def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:
         from attncc._tvm import IRModule, Schedule
         from attncc.algorithm.prefill import build

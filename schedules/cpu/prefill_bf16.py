@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attncc.schedules.cpu.prefill_fp32 import PrefillFp32, check, columns_of, tiling
+from attncc.schedules.cpu.prefill_fp32 import PrefillFp32, check, prefill_decisions, prefill_space, tiling
 from attncc.schedules.family import Decisions, Declined
 from attncc.spec import DOT, AttentionSpec
 from attncc.target import Target
@@ -34,8 +34,11 @@ class PrefillBf16(PrefillFp32):
         return None
 
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
-        columns = columns_of(spec.value_dim, 8) if spec.value_dim % 2 == 0 else 8  # pairs of columns, so even
-        return {"query_block": 64, "key_block": 256, "edge_block": 32, "vectors": 2, "key_rows": 8, "columns": columns}
+        found = prefill_decisions(spec, target, 2)
+        return found | {"columns": found["columns"] if spec.value_dim % 2 == 0 else 8}  # pairs of columns, so even
+
+    def space(self, spec: AttentionSpec, target: Target) -> dict[str, tuple[int, ...]]:
+        return prefill_space(self.decisions(spec, target), LANES)
 
     def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:
         from attncc.algorithm.prefill import build

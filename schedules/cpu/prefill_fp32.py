@@ -7,9 +7,11 @@ same register tiles serve them; their probabilities stay in float32.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from attncc.schedules.cpu import model
 from attncc.schedules.cpu.work import prefill_launch
 from attncc.schedules.family import Decisions, Declined, Family, Launch, Problem
 from attncc.spec import AttentionSpec
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from attncc._tvm import IRModule
     from attncc.algorithm.prefill_tile import Tiling
 
+EDGE_BLOCK = 32
+"""Keys of a step at a diagonal or an end. Half of such a step is wasted on average; smaller ones take longer a key."""
 MIN_ROWS = 8
 """Below this many query rows most lanes would idle: that is decode's case."""
 
@@ -39,23 +43,17 @@ class PrefillFp32(Family):
         return problem.q_len >= MIN_ROWS
 
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
-        lanes = lanes_of(spec, target)
-        vectors, key_rows, columns = (2, 8, 8) if registers_of(target) >= 32 else (2, 4, 4)
-        return {
-            "query_block": 2 * vectors * lanes,
-            "key_block": 128,
-            "edge_block": 32,
-            "vectors": vectors,
-            "key_rows": key_rows,
-            "columns": columns_of(spec.value_dim, columns),
-        }
+        return prefill_decisions(spec, target, size_of(spec))
+
+    def space(self, spec: AttentionSpec, target: Target) -> dict[str, tuple[int, ...]]:
+        return prefill_space(self.decisions(spec, target), model.lanes(target, size_of(spec)))
 
     def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:
         from attncc.algorithm.prefill import build
         from attncc.algorithm.signature import compute_dtype
         from attncc.schedules.cpu.prefill_schedule import PrefillSchedule, Registers
 
-        lanes = lanes_of(spec, target)
+        lanes = model.lanes(target, size_of(spec))
         check(decisions, lanes)
         columns = -(-spec.value_dim // decisions["columns"]) * decisions["columns"]
         dtype = compute_dtype(spec)
@@ -74,20 +72,38 @@ def tiling(decisions: Decisions, columns: int, dtype: str) -> Tiling:
     return Tiling(decisions["query_block"], decisions["key_block"], columns, dtype, decisions["edge_block"])
 
 
-def lanes_of(spec: AttentionSpec, target: Target) -> int:
-    """Numbers of the compute dtype in a vector register."""
-    return target.vector_bits // (64 if spec.dtype == "float64" else 32)
+def size_of(spec: AttentionSpec) -> int:
+    """Bytes of a number of the compute dtype."""
+    return 8 if spec.dtype == "float64" else 4
 
 
-def registers_of(target: Target) -> int:
-    """Vector registers: 32 on AVX-512 and AArch64, 16 on older x86."""
-    return 32 if target.vector_bits == 512 or target.arch == "aarch64" else 16
+def prefill_decisions(spec: AttentionSpec, target: Target, size: int) -> dict[str, int]:
+    """The model's sizes for products of operands of `size` bytes, with sums of 4, or 8 for float64."""
+    tile = model.register_tile(target)
+    queries = model.query_block(tile.vectors, model.lanes(target, max(size, 4)))
+    return {
+        "query_block": queries,
+        "key_block": model.key_block(spec, target, queries, size, EDGE_BLOCK),
+        "edge_block": EDGE_BLOCK,
+        "vectors": tile.vectors,
+        "key_rows": tile.rows,
+        "columns": model.columns(spec.value_dim, tile.rows),
+    }
 
 
-def columns_of(value_dim: int, most: int) -> int:
-    """Columns of a register tile: the largest divisor of value_dim up to `most`, or `most`, which pads the output."""
-    divisor = max(n for n in range(1, most + 1) if value_dim % n == 0)
-    return divisor if 2 * divisor > most or value_dim <= most else most
+def prefill_space(default: Decisions, lanes: int) -> dict[str, tuple[int, ...]]:
+    """Candidates around the default that all go together: blocks are multiples of every register tile's."""
+    vectors = model.near(default["vectors"], (1, 2) if default["vectors"] <= 2 else (1,))
+    rows = math.lcm(*(count * lanes for count in vectors))
+    keys = default["key_block"]
+    return {
+        "query_block": model.near(default["query_block"], (rows * n for n in (1, 2, 4) if rows * n <= 2 * model.ROWS)),
+        "key_block": model.near(keys, (2 * keys, max(keys // 2, EDGE_BLOCK))),
+        "edge_block": model.near(default["edge_block"], (16,)),
+        "vectors": vectors,
+        "key_rows": model.near(default["key_rows"], (4, 8)),
+        "columns": model.near(default["columns"], (4, 8)),
+    }
 
 
 def check(decisions: Decisions, lanes: int) -> None:

@@ -18,7 +18,7 @@ from attncc import expr as ex
 from attncc.schedules import Family, Problem
 from attncc.schedules.cpu.fallback import Fallback
 from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
-from attncc.schedules.cpu.prefill_fp32 import PrefillFp32, columns_of
+from attncc.schedules.cpu.prefill_fp32 import PrefillFp32
 from attncc.schedules.cpu.work import alternate, tile_costs
 from attncc.spec import AttentionSpec, Extra
 from attncc.target import detect, parse
@@ -321,11 +321,6 @@ def test_declined() -> None:
     assert old is not None and "AVX512-BF16" in old.reason
     additive = BF16.declines(zoo.case("additive", "bfloat16", (1, 1, 8, 8)).spec, parse("llvm -mcpu=znver4"))
     assert additive is not None and "multiplies q by k" in additive.reason
-
-
-def test_columns() -> None:
-    """Register tiles divide the value head where a large enough divisor exists."""
-    assert [columns_of(size, 8) for size in (1, 5, 7, 64, 72, 80, 100, 97)] == [1, 5, 7, 8, 8, 8, 5, 8]
 
 
 def test_work_is_complete_and_balanced() -> None:

@@ -1,0 +1,82 @@
+"""What a CPU holds and how fast it multiplies, as far as tile sizes follow from it.
+
+The families' default decisions come from here, so that a machine is described once, by `attncc.target.Target`: the
+width and number of its vector registers, and its caches. Each function says what bounds the size that it gives. Tuning
+starts from these sizes and searches around them (`near`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from attncc.spec import AttentionSpec
+from attncc.target import Target
+
+ROWS = 64
+"""Query rows of a tile. Every element of k and v that comes out of L2 is multiplied with all of them, so L2 is read at
+one to two bytes a cycle where the cores multiply at their peak; more rows would only waste more at the ends of short
+sequences."""
+STEP_BYTES = 512
+"""A row of keys of a step: 128 of float32, 256 of bfloat16. A step rescales and copies the output tile, some four
+vector operations a column; that many keys keep it at 2% of the products, which halved operands make twice as fast."""
+
+
+@dataclass(frozen=True)
+class RegisterTile:
+    """Sums that a product keeps in registers: `vectors` of queries times `rows` scalars of the other operand."""
+
+    vectors: int
+    rows: int
+
+
+def lanes(target: Target, size: int) -> int:
+    """Numbers of `size` bytes in a vector register."""
+    return target.vector_bits // (8 * size)
+
+
+def registers(target: Target) -> int:
+    """Vector registers: 32 on AVX-512 and AArch64, 16 on older x86."""
+    return 32 if target.vector_bits == 512 or target.arch == "aarch64" else 16
+
+
+def register_tile(target: Target) -> RegisterTile:
+    """The sums that hide the latency of multiply-adds, with few loads for each, and room for operands beside them.
+
+    A multiply-add takes 4 or 5 cycles, and two (on AArch64 four) start in one: 10 to 16 independent sums. A step of
+    the reduction loads a vector for each of `vectors` and a scalar for each of `rows`: at most 5 loads to 8
+    multiply-adds, where two or three of each start in a cycle.
+    """
+    return RegisterTile(2, 8) if registers(target) >= 32 else RegisterTile(3, 4)
+
+
+def query_block(vectors: int, lanes: int) -> int:
+    """Rows of a tile: whole register tiles, at most `ROWS` where that holds one."""
+    return max(ROWS // (vectors * lanes), 1) * vectors * lanes
+
+
+def key_block(spec: AttentionSpec, target: Target, queries: int, size: int, least: int) -> int:
+    """Keys of a step, for operands of `size` bytes: a power of two times `least`, `STEP_BYTES` of them if they fit L2.
+
+    What a step touches: its keys and values, scores (float32, or wider) and probabilities, queries, and the output
+    before and after.
+    """
+    wide = max(size, 4)
+    tile = queries * (spec.head_dim * size + 2 * spec.value_dim * wide)
+    keys = least
+    while 2 * keys * size <= STEP_BYTES:
+        if tile + 2 * keys * (queries * (wide + size) + (spec.head_dim + spec.value_dim) * size) > target.l2:
+            break
+        keys *= 2
+    return keys
+
+
+def columns(value_dim: int, most: int) -> int:
+    """Columns of a register tile: the largest divisor of value_dim up to `most`, or `most`, which pads the output."""
+    divisor = max(n for n in range(1, most + 1) if value_dim % n == 0)
+    return divisor if 2 * divisor > most or value_dim <= most else most
+
+
+def near(default: int, others: Iterable[int]) -> tuple[int, ...]:
+    """Candidates of a decision, in order: its default and some others."""
+    return tuple(sorted({default, *others}))
