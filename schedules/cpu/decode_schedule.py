@@ -111,10 +111,13 @@ class DecodeSchedule:
         self.sch.unroll(self.loops(start)[-1])
 
     def combine(self) -> None:
-        """The splits of a row one after the other, each in vectors."""
+        """The splits of a row one after the other, each in vectors; as many columns at a time as registers hold."""
         block = self.sch.get_sblock("all_output")
         column, split = self.loops(block)[-2:]
-        self.sch.reorder(split, column)
+        most, extent = self.tiling.strands * self.tiling.column_sets, int(self.sch.get(column).extent)
+        together = max(n for n in range(1, most + 1) if extent % n == 0)
+        outer, column = self.sch.split(column, [None, together])
+        self.sch.reorder(outer, split, column)
         self.row(column)
         start = self.sch.decompose_reduction(block, split)
         self.sch.vectorize(self.loops(start)[-1])

@@ -1,0 +1,148 @@
+"""What LLVM makes of the kernels: the instruction that a family is about, sums in registers, no calls of libm.
+
+For this machine's instruction sets and for those of others: kernels are compiled for each target, not run.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pytest
+import zoo
+from assembly import library_calls, product_loops
+from kernel_harness import compile_module
+
+from attncc import expr as ex
+from attncc.schedules import Family
+from attncc.schedules.cpu.decode import Decode
+from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
+from attncc.schedules.cpu.prefill_fp32 import PrefillFp32
+from attncc.spec import AttentionSpec
+from attncc.target import parse
+
+FP32, BF16, DECODE = PrefillFp32(), PrefillBf16(), Decode()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A target, and how a family's products look there."""
+
+    family: Family
+    dtype: str
+    text: str
+    multiply: str
+    least: int = 8
+    """Products in a loop of them: those of a register tile, at least."""
+
+    def __str__(self) -> str:
+        return f"{self.family.name}-{self.dtype}-{self.text}"
+
+
+FMLA = r"fmla\s+v\d+\.4s, v"
+PREFILL = (
+    Machine(FP32, "float32", "haswell", r"vfmadd\d+ps\s.*%ymm"),
+    Machine(FP32, "bfloat16", "haswell", r"vfmadd\d+ps\s.*%ymm"),
+    Machine(FP32, "float32", "znver4", r"vfmadd\d+ps\s.*%zmm"),
+    Machine(FP32, "float16", "sapphirerapids", r"vfmadd\d+ps\s.*%zmm"),
+    Machine(BF16, "bfloat16", "znver4", r"vdpbf16ps\s.*%zmm"),
+    Machine(FP32, "float32", "cortex-a76", FMLA),
+    Machine(FP32, "float16", "apple-m1", FMLA),
+)
+DECODES = (
+    Machine(DECODE, "float32", "haswell", r"vfmadd\d+ps\s.*%ymm", 2),
+    Machine(DECODE, "bfloat16", "znver4", r"v(?:dpbf16|fmadd\d+)ps\s.*%zmm", 2),
+    Machine(DECODE, "float32", "neoverse-v1", FMLA, 2),
+    Machine(DECODE, "float16", "neoverse-n2", FMLA, 2),
+)
+KINDS = ("plain", "causal", "soft cap", "alibi", "boolean mask", "bilinear", "relative bias", "sigmoid")
+
+
+def spec_of(kind: str, dtype: str, dims: tuple[int, int], group: int = 1) -> AttentionSpec:
+    return zoo.case(kind, dtype, (1, 1, 1, 8), dims=dims, group=group).spec
+
+
+@functools.lru_cache(8)
+def compiled(family: Family, spec: AttentionSpec, text: str, changed: tuple[tuple[str, int], ...] = ()) -> str:
+    """The assembly of a kernel, with some of its decisions changed."""
+    target = parse(text)
+    declined = family.declines(spec, target)
+    assert declined is None, declined
+    module = compile_module(family, spec, target, {**family.decisions(spec, target), **dict(changed)})
+    return str(module.mod.inspect_source("asm"))
+
+
+def check_products(machine: Machine, spec: AttentionSpec, changed: Mapping[str, int] | None = None) -> None:
+    """Both products, in full steps and at edges, are loops of the instruction, with sums and operands in registers."""
+    arch = parse(machine.text).arch
+    code = compiled(machine.family, spec, machine.text, tuple((changed or {}).items()))
+    loops = product_loops(code, arch, machine.multiply, machine.least)
+    assert len(loops) >= 4, f"{len(loops)} loops of products in {machine}"
+    spills = {loop.label: loop.spills for loop in loops if loop.spills}
+    assert not spills, f"{machine}, {spec}: {spills}"
+    assert not [loop for loop in loops if loop.stores or loop.calls], f"{machine}: sums are stored in a loop"
+
+
+def check_calls(machine: Machine, spec: AttentionSpec) -> None:
+    called = library_calls(compiled(machine.family, spec, machine.text), parse(machine.text).arch)
+    assert not called, f"{machine}, {spec}: calls {called}"
+
+
+@pytest.mark.parametrize("machine", PREFILL, ids=str)
+def test_prefill(machine: Machine) -> None:
+    spec = spec_of("soft cap", machine.dtype, (64, 64))
+    check_products(machine, spec)
+    check_calls(machine, spec)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dims", [(64, 64), (80, 80), (128, 128), (192, 128)])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("machine", PREFILL, ids=str)
+def test_prefill_matrix(machine: Machine, kind: str, dims: tuple[int, int]) -> None:
+    spec = spec_of(kind, machine.dtype, dims)
+    check_products(machine, spec)
+    check_calls(machine, spec)
+
+
+def check_decode(machine: Machine, spec: AttentionSpec) -> None:
+    """Loops that multiply keep their sums in registers, if not all of a long query; nothing of libm is called."""
+    code, arch = compiled(machine.family, spec, machine.text), parse(machine.text).arch
+    loops = product_loops(code, arch, machine.multiply, machine.least)
+    assert len(loops) >= 2, f"{len(loops)} loops of products in {machine}"
+    spills = {loop.label: loop.spilled_sums for loop in loops if loop.spilled_sums}
+    assert not spills, f"{machine}, {spec}: {spills}"
+    check_calls(machine, spec)
+
+
+@pytest.mark.parametrize("machine", DECODES, ids=str)
+def test_decode(machine: Machine) -> None:
+    check_decode(machine, spec_of("soft cap", machine.dtype, (128, 128)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dims", [(64, 64), (80, 80), (128, 128), (192, 128)])
+@pytest.mark.parametrize("group", [1, 4])
+@pytest.mark.parametrize("machine", DECODES, ids=str)
+def test_decode_matrix(machine: Machine, group: int, dims: tuple[int, int]) -> None:
+    for kind in ("plain", "soft cap", "boolean mask"):
+        check_decode(machine, spec_of(kind, machine.dtype, dims, group))
+
+
+def test_a_tile_larger_than_the_registers_is_found() -> None:
+    """The check can fail: 24 sums of AVX2 do not fit 16 registers, nor 40 of AVX-512 32."""
+    spec = spec_of("plain", "float32", (64, 64))
+    for machine, vectors, rows in ((PREFILL[0], 3, 8), (PREFILL[2], 5, 8)):
+        changed = {"vectors": vectors, "key_rows": rows, "columns": rows, "query_block": vectors * 32}
+        with pytest.raises(AssertionError, match=r"rsp"):
+            check_products(machine, spec, changed)
+
+
+def test_a_call_of_libm_is_found() -> None:
+    """The check can fail: a power that is no constant is left to libm."""
+    power = ex.op("pow", ex.Score(), ex.Score())
+    spec = AttentionSpec("float32", 16, 16, score_mod=power)
+    for machine in (PREFILL[0], PREFILL[5]):
+        with pytest.raises(AssertionError, match="powf"):
+            check_calls(machine, spec)
