@@ -1,31 +1,47 @@
-"""The ways to compute an attention that `attncc bench` compares: each takes q, k, v of a `Case`."""
+"""The ways to compute an attention that `attncc bench` compares: each takes q, k, v of a `Case`.
+
+One that has no such attention raises `Absent` with the reason. Where a case wants more than the attention (`outputs`),
+all give a tuple.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 import attncc
+from attncc.bench import engines, masks
 from attncc.bench.cases import Case
+from attncc.bench.engines import Absent
+from attncc.bench.scores import ADDITIVE, written_out
 
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Attention = Callable[[Tensor, Tensor, Tensor], Any]
 
 
 def eager(case: Case) -> Attention:
     """Two matmuls and a softmax, as a model spells them out."""
     group = case.heads // case.kv_heads
-    keep = case.visible(range(case.q_len))
+    keep, mod = case.visible(case.all_rows), case.score_mod()
+    weight, rows = case.weight() if case.bilinear else None, case.all_rows
 
-    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Any:
         if group > 1:
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        scores = q @ k.transpose(-2, -1) / case.head_dim**0.5
+        scores = (q if weight is None else q @ weight) @ k.transpose(-2, -1) / case.head_dim**0.5
+        if mod is not None:
+            scores = written_out(mod, scores, rows).to(q.dtype)
         if keep is not None:
             scores = scores.masked_fill(~keep, float("-inf"))
-        return scores.softmax(dim=-1) @ v
+        weights = scores.softmax(dim=-1)
+        out = weights @ v
+        if case.outputs == "lse":
+            return out, scores.logsumexp(-1)
+        return (out, weights) if case.outputs else out
 
     return attention
 
@@ -36,119 +52,151 @@ def inductor(case: Case) -> Attention:
     return compiled
 
 
-def sdpa(case: Case) -> Attention:
-    """`scaled_dot_product_attention`; every mask but the causal one alone has to be written out."""
-    mask = None if _only_causal(case) else case.visible(range(case.q_len))
-    causal, grouped = case.causal and mask is None, case.heads != case.kv_heads
+def captured(case: Case) -> Attention:
+    """The same under `torch.compile` with attncc's."""
+    compiled: Attention = torch.compile(eager(case), backend="attncc", dynamic=False, fullgraph=True)
+    return compiled
 
-    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+
+def sdpa(case: Case) -> Attention:
+    """`scaled_dot_product_attention`; masks but the causal one alone and biases are written out beforehand."""
+    return _sdpa(case, case.only_causal and case.score is None)
+
+
+def sdpa_tensor(case: Case) -> Attention:
+    """The same with every mask as a tensor."""
+    return _sdpa(case, False)
+
+
+def sdpa_graph(case: Case) -> Attention:
+    """The same behind Dynamo's guards, which `captured` has too."""
+    compiled: Attention = torch.compile(sdpa(case), backend="eager", dynamic=False, fullgraph=True)
+    return compiled
+
+
+def _sdpa(case: Case, by_flag: bool) -> Attention:
+    if case.outputs:
+        raise Absent(f"gives no {case.outputs}")
+    causal, grouped = by_flag and case.causal, case.heads != case.kv_heads
+    mask, weight = None if causal else additive_mask(case), case.weight() if case.bilinear else None
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(case.torch_dtype)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if weight is not None:
+            q = q @ weight
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
     return attention
 
 
+def additive_mask(case: Case) -> Tensor | None:
+    """Mask and bias of `case` written out: boolean, or float32 where there is a bias; None where there is neither.
+
+    Raises `Absent` for a score that is not a sum with something.
+    """
+    keep, mod = case.visible(case.all_rows), case.score_mod()
+    if mod is None:
+        return keep
+    if case.score not in ADDITIVE:
+        raise Absent(f"has no {case.score}")
+    bias = written_out(mod, torch.zeros(1, case.heads, case.q_len, case.kv_len), case.all_rows)
+    return bias if keep is None else bias.masked_fill(~keep, -math.inf)
+
+
 def flex(case: Case) -> Attention:
-    """FlexAttention, compiled, with a BlockMask where there is a mask."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    """FlexAttention, compiled, with a BlockMask; of all keys where there is no mask."""
+    from torch.nn.attention.flex_attention import create_block_mask, noop_mask
 
-    mask_mod, blocks = _mask_mod(case), None
-    if mask_mod is not None:
-        batch = None if case.padded is None else case.batch
-        blocks = create_block_mask(mask_mod, batch, None, case.q_len, case.kv_len, device="cpu")
+    batch = None if case.padded is None else case.batch
+    mod = masks.mask_mod(case) or noop_mask
+    return _flex(case, create_block_mask(mod, batch, None, case.q_len, case.kv_len, device="cpu"), case.score_mod())
+
+
+def flex_dense(case: Case) -> Attention:
+    """The same without: the mask is part of the score function."""
+    keep, mod = masks.mask_mod(case), case.score_mod()
+    if keep is None:
+        return _flex(case, None, mod)
+
+    def score_mod(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return torch.where(keep(b, h, i, j), s if mod is None else mod(s, b, h, i, j), -math.inf)
+
+    return _flex(case, None, score_mod)
+
+
+def _flex(case: Case, blocks: Any, score_mod: Any) -> Attention:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    if case.outputs == "weights":
+        raise Absent("gives no weights")
     compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
-    grouped = case.heads != case.kv_heads
+    grouped, lse = case.heads != case.kv_heads, case.outputs == "lse"
+    weight = case.weight() if case.bilinear else None
 
-    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = compiled(q, k, v, block_mask=blocks, enable_gqa=grouped)
-        return out
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        if weight is not None:
+            q = q @ weight
+        return compiled(q, k, v, score_mod=score_mod, block_mask=blocks, enable_gqa=grouped, return_lse=lse)
 
     return attention
 
 
 def fused(case: Case) -> Attention:
-    """`attncc.attention`; a mask is a `mask_mod`, never written out."""
-    mask_mod = None if _only_causal(case) else _mask_mod(case)
-    causal, grouped = case.causal and mask_mod is None, case.heads != case.kv_heads
+    """`attncc.attention`; a mask is a `mask_mod`, a bias a `score_mod`, neither ever written out."""
+    mask_mod = None if case.only_causal else masks.mask_mod(case)
+    named: dict[str, Any] = {
+        "is_causal": case.causal and mask_mod is None,
+        "enable_gqa": case.heads != case.kv_heads,
+        "mask_mod": mask_mod,
+        "score_mod": case.score_mod(),
+        "bilinear": case.weight() if case.bilinear else None,
+        "return_lse": case.outputs == "lse",
+        "return_weights": case.outputs == "weights",
+    }
+    options = {name: value for name, value in named.items() if value is not None and value is not False}
 
-    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = attncc.attention(q, k, v, is_causal=causal, enable_gqa=grouped, mask_mod=mask_mod)
-        return out
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        return attncc.attention(q, k, v, **options)
 
-    return attention
+    return attention if case.threads is None else _on_threads(attention, case.threads)
+
+
+def _on_threads(attention: Attention, threads: int) -> Attention:
+    def limited(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return attention(q, k, v)
+        finally:
+            torch.set_num_threads(before)
+
+    return limited
+
+
+def openvino(case: Case) -> Attention:
+    """OpenVINO's attention, in the dtype of the case."""
+    return engines.openvino(case, additive_mask)
+
+
+def onnxruntime(case: Case) -> Attention:
+    """ONNX Runtime's."""
+    return engines.onnxruntime(case, additive_mask)
 
 
 CONTENDERS: Mapping[str, Callable[[Case], Attention]] = {
     "eager": eager,
     "sdpa": sdpa,
+    "sdpa-tensor": sdpa_tensor,
+    "sdpa-graph": sdpa_graph,
     "flex": flex,
+    "flex-dense": flex_dense,
     "inductor": inductor,
+    "openvino": openvino,
+    "onnxruntime": onnxruntime,
+    "captured": captured,
     "attncc": fused,
 }
 """By the name that tables show. attncc comes last."""
-
-
-def _only_causal(case: Case) -> bool:
-    """Whether `is_causal` says all that there is to say of the mask."""
-    return not replace(case, causal=False).masked
-
-
-MaskMod = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def _mask_mod(case: Case) -> MaskMod | None:
-    """The mask of `case` in FlexAttention's form, an expression of the four indices; None where all is visible."""
-    by_form, by_data = _by_form(case), _by_data(case)
-    if by_form is None or by_data is None:
-        return by_form or by_data
-
-    def both(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        return by_form(b, h, i, j) & by_data(b, h, i, j)
-
-    return both
-
-
-def _by_form(case: Case) -> MaskMod | None:
-    window = case.window
-
-    def causal(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        return j <= i
-
-    def near(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        return (i - j < window) & (j - i < window)
-
-    def both(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        return (j <= i) & (i - j < window)
-
-    if window is None:
-        return causal if case.causal else None
-    return both if case.causal else near
-
-
-def _by_data(case: Case) -> MaskMod | None:
-    """The one mask that is known by a tensor. Raises ValueError for several."""
-    tensors = case.mask_tensors()
-    if len(tensors) > 1:
-        raise ValueError(f"{case.label}: one of filled, padded and documents at a time")
-    makers = {"position": _filled, "real": _padded, "document": _packed}
-    return next((makers[name](tensor) for name, tensor in tensors.items()), None)
-
-
-def _filled(position: torch.Tensor) -> MaskMod:
-    def mask(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        return j <= position[i]
-
-    return mask
-
-
-def _padded(real: torch.Tensor) -> MaskMod:
-    def mask(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        return real[b, j]
-
-    return mask
-
-
-def _packed(document: torch.Tensor) -> MaskMod:
-    def mask(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        return document[i] == document[j]
-
-    return mask
+DEFAULT = ("eager", "sdpa", "flex", "inductor", "attncc")
+"""Those of a single shape, where none are asked for."""

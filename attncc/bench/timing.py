@@ -6,6 +6,7 @@ triple the time of calls that are long already, and has no way to take turns.)
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ class Timing:
     fastest: float
     slowest: float
     turns: int
+    """How many there were: fewer of a slow contender."""
 
 
 def interleaved(
@@ -27,24 +29,30 @@ def interleaved(
     *,
     turns: int = 9,
     seconds: float = 0.1,
+    patience: float = math.inf,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Timing]:
     """Time every call of `calls` in `turns` rounds of about `seconds` each.
 
     Each is called twice before the clock starts, to decide how often it is called in a turn; a turn of several calls
-    starts with one that is not counted, which refills the caches that the contender before emptied. `progress` hears
-    the name of a contender after each of its turns.
+    starts with one that is not counted, which refills the caches that the contender before emptied. A call that would
+    take more than `patience` seconds in all its turns has fewer of them, one at least. `progress` hears the name of a
+    contender in each of the `turns` rounds.
     """
-    counts = {name: max(1, round(seconds / _second_call(call))) for name, call in calls.items()}
+    once = {name: _second_call(call, patience) for name, call in calls.items()}
+    counts = {name: max(1, round(seconds / once[name])) for name in calls}
+    rounds = {name: max(1, int(min(turns, patience / max(once[name], seconds)))) for name in calls}
     found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(turns):
+    for turn in range(turns):
         for name, call in calls.items():
+            if progress is not None:
+                progress(name)
+            if turn >= rounds[name]:
+                continue
             if counts[name] > 1:
                 call()
             found[name].append(_clock(call, counts[name]))
-            if progress is not None:
-                progress(name)
-    return {name: Timing(statistics.median(times), min(times), max(times), turns) for name, times in found.items()}
+    return {name: Timing(statistics.median(times), min(times), max(times), len(times)) for name, times in found.items()}
 
 
 def _clock(call: Callable[[], object], count: int) -> float:
@@ -55,7 +63,7 @@ def _clock(call: Callable[[], object], count: int) -> float:
     return (time.perf_counter() - start) / count
 
 
-def _second_call(call: Callable[[], object]) -> float:
-    """Seconds of the second call, never 0: the first may compile."""
-    call()
-    return max(_clock(call, 1), 1e-6)
+def _second_call(call: Callable[[], object], patience: float) -> float:
+    """Seconds of the second call, never 0: the first may compile. Of the first, where that is long already."""
+    first = _clock(call, 1)
+    return first if first > patience / 4 else max(_clock(call, 1), 1e-6)

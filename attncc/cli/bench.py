@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "[bold]Examples[/]\n\nattncc bench --quick\n\nattncc bench --seq 2048 --dtype bfloat16 --causal\n\n"
     "attncc bench --regime decode --heads 32 --kv-heads 8 --kv-len 16384 --head-dim 128\n\n"
-    "attncc bench --only sdpa,attncc --json\n\nattncc bench --compile-time"
+    "attncc bench --only sdpa,attncc --json\n\nattncc bench --compile-time\n\n"
+    "attncc bench --suite cpu --save table.json --plot roofline.png\n\nattncc bench --suite cpu --only decode,masks"
 )
 
 
@@ -28,10 +30,15 @@ def bench(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
     causal: Annotated[bool, typer.Option("--causal", help="Query i sees keys up to i.")] = False,
     window: Annotated[int | None, typer.Option(min=1, help="Query i sees keys nearer than this.")] = None,
-    only: Annotated[str | None, typer.Option(help="Contenders, by comma: eager, sdpa, flex, inductor, attncc.")] = None,
+    only: Annotated[str | None, typer.Option(help="Contenders, and rows of a suite, by comma.")] = None,
     turns: Annotated[int, typer.Option(min=1, help="Interleaved turns that a median is taken of.")] = 9,
     masks: Annotated[bool, typer.Option("--masks", help="Windows, caches partly filled, padding, documents.")] = False,
     compile_time: Annotated[bool, typer.Option("--compile-time", help="Capture of models, beside Inductor.")] = False,
+    suite: Annotated[str | None, typer.Option(help="A whole table of regimes, each with its bar: cpu.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="JSON of the suite, written row by row; rows that it has are not run again.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture of the suite's roofline (needs attncc[bench]).")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Short lengths, few turns.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -40,11 +47,17 @@ def bench(
     Without a shape, a set of prefill and decode cases runs; with --masks, a set of masks that hide most keys. Rates are
     also given as a share of the multiply-add peak or read bandwidth measured in the same run. Exit status 1 where
     attncc is outside its error bound; nothing is timed then. With --compile-time no attention is timed, but the
-    compilation of models of 1 to 12 layers.
+    compilation of models of 1 to 12 layers. --suite cpu measures every regime beside all peers that are installed.
     """
     from attncc.bench import hidden, peak, run
     from attncc.cli._console import progress, show, show_json
+    from attncc.cli._suite import run_suite
 
+    if suite is not None:
+        run_suite(suite, only, quick, json, save, plot)
+        return
+    if save is not None or plot is not None:
+        raise ValueError("--save and --plot are for --suite cpu")
     if compile_time:
         _compile_time(quick, json)
         return
@@ -119,10 +132,10 @@ def _cases(
 
 def _names(only: str | None) -> tuple[str, ...]:
     """The contenders of `--only`, in the order of the table; attncc is always one of them."""
-    from attncc.bench.contenders import CONTENDERS
+    from attncc.bench.contenders import CONTENDERS, DEFAULT
 
     if only is None:
-        return tuple(CONTENDERS)
+        return DEFAULT
     asked = {name.strip() for name in only.split(",")}
     unknown = asked - CONTENDERS.keys()
     if unknown:

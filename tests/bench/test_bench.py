@@ -31,13 +31,21 @@ MACHINE = peak.Peak(threads=1, fp32_gflops=100.0, bf16_gflops=None, read_gbs=10.
         replace(SMALL, q_len=1, padded=0.25),
         replace(SMALL, kv_len=37, documents=4),
         replace(SMALL, kv_len=37, documents=4, causal=True),
+        replace(SMALL, causal=True, prefix=11),
+        replace(SMALL, q_len=9, tree=True),
+        replace(SMALL, q_len=1, value_dim=12),
+        replace(SMALL, bilinear=True),
+        replace(SMALL, score="alibi", causal=True),
+        replace(SMALL, score="relative"),
+        replace(SMALL, score="t5"),
+        replace(SMALL, threads=1),
     ],
     ids=lambda case: case.label,
 )
 def test_every_contender_computes_the_case(case: Case) -> None:
     """Independent ways to say the same mask, grouping and scale agree with the float64 reference."""
     q, k, v = case.inputs()
-    expected = reference(case, q, k, v)
+    (expected,) = reference(case, q, k, v)
     for name in ("eager", "sdpa", "attncc"):
         out = contenders.CONTENDERS[name](case)(q, k, v)
         torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
@@ -48,10 +56,35 @@ def test_the_reference_is_chunked_without_a_seam(monkeypatch: pytest.MonkeyPatch
     case = replace(SMALL, causal=True)
     q, k, v = case.inputs()
     whole = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=True, enable_gqa=True)
-    monkeypatch.setattr(
-        Case, "chunks", lambda self: (range(s, min(s + 10, self.q_len)) for s in range(0, self.q_len, 10))
-    )
-    torch.testing.assert_close(reference(case, q, k, v), whole)
+    monkeypatch.setattr(Case, "chunks", lambda self, rows: rows.split(10))
+    torch.testing.assert_close(reference(case, q, k, v), (whole,))
+
+
+def test_scores_that_peers_do_not_have() -> None:
+    """A soft cap, the row statistics and the weights: against eager PyTorch, each output by itself."""
+    for fields in ({"score": "softcap"}, {"outputs": "lse"}, {"outputs": "weights", "causal": True}):
+        case = replace(SMALL, **fields)
+        inputs = case.inputs()
+        expected = reference(case, *inputs)
+        with pytest.raises(contenders.Absent):
+            contenders.sdpa(case)
+        for name in ("eager", "attncc"):
+            out = contenders.CONTENDERS[name](case)(*inputs)
+            torch.testing.assert_close(
+                [t.double() for t in (out if case.outputs else (out,))], list(expected), rtol=1e-5, atol=1e-5
+            )
+
+
+def test_long_sequences_are_checked_in_part() -> None:
+    """Rows at random, the same ones every time; a row that is not finite shows wherever it is."""
+    case = Case(1, 1, 1, 3000, 16, 8)
+    inputs = case.inputs()
+    (exact,) = reference(case, *inputs)
+    assert exact.shape == (1, 1, 1024, 8)
+    out = contenders.eager(case)(*inputs)
+    assert run._error(case, out, (exact,)) < 1e-6
+    out[0, 0, next(row for row in range(3000) if row not in case.checked_rows), 0] = float("nan")
+    assert not run._error(case, out, (exact,)) < 1e9
 
 
 def test_work_and_traffic() -> None:
@@ -81,6 +114,10 @@ def test_work_and_traffic() -> None:
         {"capacity": 52},
         {"padded": 0.0},
         {"documents": 2},
+        {"prefix": 3},
+        {"q_len": 54, "tree": True},
+        {"score": "none"},
+        {"outputs": "mask"},
     ],
 )
 def test_a_case_that_is_no_attention(sizes: dict[str, int]) -> None:
