@@ -15,7 +15,7 @@ from attncc.options import Options
 from attncc.report import Report, Site
 from attncc.repro import Program
 from attncc.schedules import Problem, select
-from attncc.target import detect
+from attncc.target import Target, detect
 
 if TYPE_CHECKING:
     from attncc.rewrite import Found
@@ -64,9 +64,23 @@ def _site(found: Found, program: Program) -> Site:
 
 def _kernel(found: Found) -> tuple[str, str]:
     """The schedule family that serves a fused site at the sizes of this call, and its regime."""
-    if found.spec is None or found.device != "cpu":
-        return f"PyTorch (no kernels for {found.device} yet)", "any"
+    target = _target(found.device)
+    if found.spec is None or target is None:
+        return f"PyTorch (no kernels for {found.device})", "any"
     sizes = found.size_hints
-    problem = Problem(sizes["B"], sizes["H"], sizes["Sq"], sizes["Skv"], torch.get_num_threads())
-    family = select(found.spec, problem, detect())
+    threads = torch.get_num_threads() if target.kind == "cpu" else target.cores
+    problem = Problem(sizes["B"], sizes["H"], sizes["Sq"], sizes["Skv"], threads)
+    try:
+        family = select(found.spec, problem, target)
+    except LookupError:
+        return f"PyTorch (no kernel family takes it on {target.mcpu})", "any"
     return family.name, family.regime
+
+
+def _target(device: str) -> Target | None:
+    """What kernels for tensors on such a device are built for."""
+    if device == "cuda":
+        from attncc.runtime.cuda import devices
+
+        return devices.target(torch.cuda.current_device())
+    return detect() if device == "cpu" else None

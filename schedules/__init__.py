@@ -22,6 +22,10 @@ __all__ = ["Decisions", "Declined", "Family", "Launch", "Problem", "families", "
 
 def families(target: Target) -> tuple[Family, ...]:
     """The families written for this kind of target, from special to general; none where there are no kernels for it."""
+    if target.kind == "cuda":
+        from attncc.schedules.cuda.families import CUDA
+
+        return CUDA
     return CPU if target.kind == "cpu" else ()
 
 

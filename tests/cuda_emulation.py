@@ -11,15 +11,21 @@ import hashlib
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import pytest
 import torch
 from kernel_harness import Case
 from torch import Tensor
 
-from attncc.schedules.cuda.families import CudaFamily, Decode
+from attncc.runtime import stats
+from attncc.runtime.cuda import code, driver
+from attncc.runtime.cuda.build import CudaKernel
+from attncc.runtime.cuda.devices import TRIPLE
+from attncc.runtime.cuda.plan import CudaPlan
+from attncc.schedules.cuda.families import CudaFamily
 from attncc.schedules.family import Problem
 from attncc.target import Target
 
@@ -28,6 +34,12 @@ _PLAIN = {
     "ex2.approx.ftz.f32": "exp2f(x0)", "rcp.approx.ftz.f32": "1.0f / x0", "lg2.approx.ftz.f32": "log2f(x0)",
     "min.NaN.f32": "x0 != x0 || x1 != x1 ? NAN : fminf(x0, x1)",
     "max.NaN.f32": "x0 != x0 || x1 != x1 ? NAN : fmaxf(x0, x1)",
+}  # fmt: skip
+
+
+_TYPES = {
+    "pointer": "emu_pointer", "int64": "int64_t", "int32": "int", "float32": "float", "float64": "double",
+    "tensormap": "CUtensorMap",
 }  # fmt: skip
 
 
@@ -44,33 +56,47 @@ def available() -> bool:
     return cuda_include() is not None and shutil.which("g++") is not None
 
 
-def run(family: CudaFamily, case: Case, folder: Path, processors: int = 4) -> Tensor:
-    """The result of `case` by `family`, compiled for sm_80. Raises CalledProcessError where g++ rejects the code."""
-    from attncc._tvm import cuda_source
+def run(family: CudaFamily, case: Case, folder: Path, processors: int = 4, arch: str = "sm_80") -> Tensor:
+    """The first output of `case` by `family`, started by the runtime's own code.
 
-    target = Target("cuda", "sm_80", "nvptx64-nvidia-cuda", frozenset(), processors, 0, 0, 0)
-    spec = case.spec
+    Raises CalledProcessError where g++ rejects the code.
+    """
+    spec, target = case.spec, Target("cuda", arch, TRIPLE, frozenset(), processors, 0, 0, 0)
     declined = family.declines(spec, target)
     assert declined is None, declined
     decisions = {**family.decisions(spec, target), **case.decisions}
-    source = cuda_source(family.module(spec, target, decisions), "sm_80")
+    source = code.generate(spec, target, family, decisions)
     library = _build(source, folder)
+    loaded = {kernel.name: (_address(library, kernel), kernel) for kernel in code.kernels(source)}
+    kernel = CudaKernel(spec, target, family, decisions, -1, loaded, stats.kernel(family.name), library)
     batch, heads, q_len, _ = case.q.shape
     problem = Problem(batch, heads, q_len, case.k.shape[2], processors)
-    shapes = family.launch(spec, decisions, problem).workspaces
-    scratch = [torch.full(shape, float("nan")) for shape in shapes]
-    out = torch.full((batch, heads, q_len, spec.value_dim), float("nan"), dtype=case.q.dtype)
-    tensors = {"q": case.q, "k": case.k, "v": case.v, "out": out}
-    tensors |= {f"t{n}": t for n, t in enumerate(case.extras)} | {f"w{n}": t for n, t in enumerate(scratch)}
-    kv_heads = heads // spec.group
-    if isinstance(family, Decode):
-        splits = shapes[0][2]
-        _call(library, source, "attention", tensors, case, (splits, kv_heads, batch))
-        if splits > 1:
-            _call(library, source, "combine", tensors, case, (q_len * spec.group, kv_heads, batch))
-    else:
-        _call(library, source, "attention", tensors, case, (-(-q_len // decisions["rows"]), heads, batch))
-    return out
+    operands = (case.q, case.k, case.v, case.extras, case.scalars, case.integers)
+    with _no_gpu():
+        return CudaPlan(kernel, problem, "bhsd", operands).run(operands)[0]
+
+
+@contextmanager
+def _no_gpu() -> Iterator[None]:
+    """The CPU is torch's CUDA device -1; what is not written is NaN."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "current_device", lambda: -1)
+        patch.setattr(driver, "current_stream", lambda device: 0)
+        patch.setattr(driver, "launch", _launch)
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+def _address(library: ctypes.CDLL, kernel: code.Kernel) -> int:
+    return ctypes.cast(getattr(library, f"launch_{kernel.symbol}"), ctypes.c_void_p).value or 0
+
+
+def _launch(function: int, grid: tuple[int, int, int], threads: int, shared: int, stream: int, parameters: int) -> int:
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int] * 3)(function)(parameters, *grid)
+    return 0
 
 
 def _build(source: str, folder: Path) -> ctypes.CDLL:
@@ -78,11 +104,10 @@ def _build(source: str, folder: Path) -> ctypes.CDLL:
     device = _device_only(source)
     name = hashlib.sha256(device.encode()).hexdigest()[:16]
     text = f'#include "{Path(__file__).with_name("cuda_emulation.h")}"\n{device}\n'
-    for kernel in _kernels(source):
-        parameters = ", ".join(f"{kind} {each}" for kind, each in kernel["parameters"])
-        given = ", ".join(each for _, each in kernel["parameters"])
-        call = f"emu_launch([&]() {{ {kernel['name']}({given}); }}, gx, gy, gz, {kernel['threads']});"
-        text += f'extern "C" void run_{kernel["name"]}({parameters}, int gx, int gy, int gz) {{ {call} }}\n'
+    for kernel in code.kernels(source):
+        values = ", ".join(f"*({_TYPES[kind]}*)p[{n}]" for n, (kind, _) in enumerate(kernel.parameters))
+        call = f"emu_launch([&]() {{ {kernel.symbol}({values}); }}, gx, gy, gz, {kernel.threads});"
+        text += f'extern "C" void launch_{kernel.symbol}(void** p, int gx, int gy, int gz) {{ {call} }}\n'
     path = folder / f"{name}.cpp"
     path.write_text(text)
     library = path.with_suffix(".so")
@@ -148,38 +173,3 @@ def _instruction(name: str, names: list[str], body: str) -> str:
     if ptx.startswith("st.global"):
         return f"memcpy((void*){names[0]}, &{names[1]}, 4);"
     raise NotImplementedError(f"no emulation of {ptx!r}")
-
-
-def _kernels(source: str) -> list[dict[str, Any]]:
-    """Name, threads and parameters (type, name) of each kernel."""
-    kernels = []
-    pattern = r'extern "C" __global__ void __launch_bounds__\((\d+)[^)]*\) (\w+)\(([^)]*)\) \{'
-    for threads, name, parameters in re.findall(pattern, source):
-        each = [
-            p.replace("__restrict__", "").replace("nv_bfloat16", "__nv_bfloat16").split() for p in parameters.split(",")
-        ]
-        kernels.append({"name": name, "threads": int(threads), "parameters": [(" ".join(p[:-1]), p[-1]) for p in each]})
-    return kernels
-
-
-def _call(
-    library: ctypes.CDLL, source: str, name: str, tensors: Mapping[str, Tensor], case: Case, grid: Sequence[int]
-) -> None:
-    """Run a kernel: its parameters are found by their names."""
-    kernel = next(k for k in _kernels(source) if k["name"] == f"{name}_kernel")
-    q, k = case.q, case.k
-    values: dict[str, Any] = {"B": q.shape[0], "H": q.shape[1], "G": k.shape[1], "Sq": q.shape[2], "Skv": k.shape[2]}
-    if "w0" in tensors:
-        values["splits"] = values["n_splits"] = tensors["w0"].shape[2]
-    values |= {f"n{n}": v for n, v in enumerate(case.integers)}
-    values |= {f"s{n}{suffix}": v for n, v in enumerate(case.scalars) for suffix in ("", "_f32")}
-    for tensor, value in tensors.items():
-        values[f"{tensor}_ptr"] = value.data_ptr()
-        values |= {f"{tensor}_stride{n}": s for n, s in enumerate(value.stride())}
-        values |= {f"{tensor}_size{n}": s for n, s in enumerate(value.shape)}
-    kinds = {"int64_t": ctypes.c_int64, "int": ctypes.c_int, "float": ctypes.c_float, "double": ctypes.c_double}
-    arguments = []
-    for kind, each in kernel["parameters"]:
-        value = values[each.removesuffix("_i32")]
-        arguments.append(ctypes.c_void_p(value) if "*" in kind else kinds[kind](value))
-    getattr(library, f"run_{kernel['name']}")(*arguments, *map(ctypes.c_int, grid))

@@ -1,4 +1,4 @@
-"""The kernel cache on disk: one folder a kernel, holding LLVM IR text and JSON metadata, published by one rename.
+"""The kernel cache on disk: one folder a kernel, holding its code and JSON metadata, published by one rename.
 
 An entry is used only when it is ours (owner and permissions of the open files are checked, not of their names), its
 metadata states exactly the key that is asked for, and the SHA-256 of its text is the one recorded. Anything else is a
@@ -25,7 +25,7 @@ from typing import Any
 
 FORMAT = "kernels-1"
 """Name of the folder below the cache root; another layout of entries gets another name."""
-_TEXT, _META = "kernel.ll", "meta.json"
+_META = "meta.json"
 _STALE_SECONDS = 3600.0
 _LOCK_SECONDS = 60.0
 _MAX_BYTES = 64 << 20
@@ -70,7 +70,7 @@ def key_name(key: Key) -> str:
 
 
 def load(key: Key) -> bytes | None:
-    """The LLVM IR of the entry of `key`, verified; None where there is none or it is not to be trusted."""
+    """The code of the entry of `key`, verified; None where there is none or it is not to be trusted."""
     try:
         folder = _folder()
         entry = folder / key_name(key)
@@ -90,7 +90,7 @@ def store(key: Key, text: bytes) -> None:
         unfinished = folder / f"tmp-{os.getpid()}-{uuid.uuid4().hex}"
         unfinished.mkdir(mode=0o700)
         meta = {"key": key, "sha256": hashlib.sha256(text).hexdigest(), "created": time.time()}
-        _write(unfinished / _TEXT, text)
+        _write(unfinished / _text(key), text)
         _write(unfinished / _META, json.dumps(meta, sort_keys=True).encode())
         _publish(unfinished, folder / key_name(key), key)
     except OSError as error:
@@ -170,6 +170,11 @@ def clear() -> int:
     return count
 
 
+def _text(key: Key) -> str:
+    """The file of an entry's code: LLVM IR, or machine code of a GPU."""
+    return "kernel.cubin" if str(key.get("target")).startswith("cuda ") else "kernel.ll"
+
+
 def _folder(create: bool = True) -> Path:
     """The private folder that holds the entries. Raises OSError where it cannot be made or could be another user's."""
     base = root()
@@ -224,7 +229,7 @@ def _verified(entry: Path, key: Key) -> bytes | None:
         meta = json.loads(_read(entry / _META))
         if not isinstance(meta, dict) or _canonical(meta.get("key")) != _canonical(key):
             return None
-        text = _read(entry / _TEXT)
+        text = _read(entry / _text(key))
     except (OSError, ValueError):
         return None
     return text if hashlib.sha256(text).hexdigest() == meta.get("sha256") else None

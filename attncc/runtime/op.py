@@ -6,13 +6,14 @@ every process that imports attncc.
 
 q [B, H, Sq, D], k [B, G, Skv, D], v [B, G, Skv, E] give [B, H, Sq, E]; `spec` is an AttentionSpec's JSON and `layout`
 ("bhsd" or "bshd") the order in which the result is contiguous. `attention_outputs` gives all that the spec names, that
-result first. CPU tensors run kernels; other devices run the same attention by PyTorch's operators. Fake tensors,
-autograd (recomputed through those operators), `torch.func` transforms, Inductor and export work.
+result first. CPU and CUDA tensors run kernels; other devices run the same attention by PyTorch's operators. Fake
+tensors, autograd (recomputed through those operators), `torch.func` transforms, Inductor and export work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,8 +46,9 @@ def attention(
     if not torch.compiler.is_compiling():
         tensors = (q, k, v, *extras)
         # A call that skips the dispatcher would be missing from a profile.
-        if _plain(tensors) and not (_grad_enabled() and _any_requires_grad(*tensors)) and not _profiled():
-            return dispatch.outputs(q, k, v, extras, scalars, integers, spec, layout)[0]
+        run = _direct(tensors)
+        if run is not None and not (_grad_enabled() and _any_requires_grad(*tensors)) and not _profiled():
+            return run(q, k, v, extras, scalars, integers, spec, layout)[0]
     return _dispatched(_one, q, k, v, extras, scalars, integers, spec, layout)[0]
 
 
@@ -63,16 +65,27 @@ def attention_outputs(
     """The same for all outputs of the spec, in its order."""
     if not torch.compiler.is_compiling():
         tensors = (q, k, v, *extras)
-        if _plain(tensors) and not (_grad_enabled() and _any_requires_grad(*tensors)) and not _profiled():
-            return dispatch.outputs(q, k, v, extras, scalars, integers, spec, layout)
+        run = _direct(tensors)
+        if run is not None and not (_grad_enabled() and _any_requires_grad(*tensors)) and not _profiled():
+            return run(q, k, v, extras, scalars, integers, spec, layout)
     return _dispatched(_all, q, k, v, extras, scalars, integers, spec, layout)
 
 
-def _plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether these are plain CPU tensors outside of every mode and transform."""
+def _direct(tensors: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]] | None:
+    """What runs plain tensors of one device outside of every mode and transform; None for all others."""
     if _modes() or _transformed():
-        return False
-    return all([type(t) in _PLAIN and t.is_cpu for t in tensors])
+        return None
+    if all([type(t) in _PLAIN and t.is_cpu for t in tensors]):
+        return dispatch.outputs
+    return _cuda() if all([type(t) in _PLAIN and t.is_cuda for t in tensors]) else None
+
+
+@cache
+def _cuda() -> Callable[..., Sequence[Tensor]]:
+    """What runs CUDA tensors; imported for the first of them."""
+    from attncc.runtime.cuda.dispatch import outputs
+
+    return outputs
 
 
 def _dispatched(overload: Overload, *call: *Call) -> Sequence[Tensor]:
@@ -93,6 +106,7 @@ class Overload:
         self.alone = returns == "Tensor"
         self.packet: Any = getattr(torch.ops.attncc, name).default
         _library.impl(name, self.kernel, "CPU")
+        _library.impl(name, self.cuda_kernel, "CUDA")
         _library.impl(name, self.fallback, "CompositeExplicitAutograd")
         _library.impl(name, self.autograd, "Autograd", with_keyset=True)
         torch.library.register_fake(f"attncc::{name}", self.fake, lib=_library)
@@ -113,6 +127,10 @@ class Overload:
     def kernel(self, *call: *Call) -> Any:
         """On CPU tensors."""
         return self.result(dispatch.outputs(*call))
+
+    def cuda_kernel(self, *call: *Call) -> Any:
+        """On CUDA tensors."""
+        return self.result(_cuda()(*call))
 
     def fallback(self, *call: *Call) -> Any:
         """On devices without kernels: PyTorch's own operators."""
@@ -135,8 +153,9 @@ class Overload:
 
     def below_autograd(self, keyset: Any, *call: *Call) -> Sequence[Tensor]:
         """The outputs, without a record of them."""
-        if _plain((*call[:3], *call[3])):  # saves the second trip through the dispatcher
-            return dispatch.outputs(*call)
+        run = _direct((*call[:3], *call[3]))
+        if run is not None:  # saves the second trip through the dispatcher
+            return run(*call)
         with torch._C._AutoDispatchBelowAutograd():
             return self.sequence(self.packet.redispatch(keyset & torch._C._after_autograd_keyset, *call))
 

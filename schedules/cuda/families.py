@@ -27,8 +27,14 @@ _MOST_ROWS = 2**29
 _DECODE_ROWS = 16
 _UNEVEN_TILES = 12
 """Tiles of a head, from which on a fixed order cannot even out tiles that see different numbers of keys."""
-_SHARED_90 = 227 << 10
-"""Shared memory of a thread block on sm_90, in bytes."""
+_SHARED = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
+"""Shared memory that a thread block may have by compute capability, in KiB."""
+_MOST_BLOCKS = 2**16
+"""In the second and third dimension of a grid, where heads and batches go."""
+COLUMNS = 64
+"""16-bit columns of the widest swizzled row, 128 bytes. Wider rows lie in panels of this width, one after another."""
+STORE_ROWS = 16
+"""Query rows of a warp: what one TMA store writes."""
 
 
 class CudaFamily(Family):
@@ -58,7 +64,20 @@ class CudaFamily(Family):
         return None
 
     def suits(self, spec: AttentionSpec, problem: Problem) -> bool:
-        return max(problem.q_len, problem.kv_len) < _MOST_ROWS
+        return max(problem.q_len, problem.kv_len) < _MOST_ROWS and max(problem.heads, problem.batch) < _MOST_BLOCKS
+
+    row_alignment = 8
+    """Elements: strides of q, k and v are multiples of it, but for the last, which is 1."""
+    pointer_alignment = 16
+    """Bytes: where q, k and v start."""
+
+    @abstractmethod
+    def grids(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> dict[str, tuple[int, int, int]]:
+        """Thread blocks of each kernel of a call, in the order in which they are started."""
+
+    def boxes(self, decisions: Decisions) -> dict[str, tuple[int, int]]:
+        """Rows and columns that TMA copies at once, by tensor; of those alone that it copies."""
+        return {}
 
     def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:
         from attncc._tvm import IRModule
@@ -100,6 +119,9 @@ class PrefillMma(CudaFamily):
 
         return {"attention": prefill_mma.build(spec, decisions)}
 
+    def grids(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> dict[str, tuple[int, int, int]]:
+        return {"attention": (-(-problem.q_len // decisions["rows"]), problem.heads, problem.batch)}
+
 
 class PrefillWgmma(CudaFamily):
     """Many query rows, by wgmma and TMA."""
@@ -137,9 +159,16 @@ class PrefillWgmma(CudaFamily):
     def functions(self, spec: AttentionSpec, decisions: Decisions) -> dict[str, PrimFunc]:
         from attncc.schedules.cuda import prefill_wgmma, wgmma_block
 
-        if wgmma_block.shared_bytes(spec, decisions) > _SHARED_90:
-            raise ValueError(f"{dict(decisions)} takes more than {_SHARED_90} bytes of shared memory")
+        if wgmma_block.shared_bytes(spec, decisions) > _SHARED[90] << 10:
+            raise ValueError(f"{dict(decisions)} takes more than {_SHARED[90]} KiB of shared memory")
         return {"attention": prefill_wgmma.build(spec, decisions)}
+
+    def grids(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> dict[str, tuple[int, int, int]]:
+        return {"attention": (self.blocks(spec, decisions, problem), 1, 1)}
+
+    def boxes(self, decisions: Decisions) -> dict[str, tuple[int, int]]:
+        rows = {"q": decisions["rows"], "k": decisions["keys"], "v": decisions["keys"], "out": STORE_ROWS}
+        return {name: (count, COLUMNS) for name, count in rows.items()}
 
 
 class Decode(CudaFamily):
@@ -160,10 +189,21 @@ class Decode(CudaFamily):
         return super().suits(spec, problem) and problem.q_len * spec.group <= _DECODE_ROWS
 
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
-        widest = max(spec.head_dim, spec.value_dim)
-        if widest <= 192:
-            return {"warps": 4, "keys": 32, "stages": 6 if widest <= 64 else 3 if widest <= 128 else 2, "blocks": 1}
-        return {"warps": 4, "keys": 16, "stages": 2, "blocks": 1}
+        """The deepest ring that shared memory holds, of tiles of 32 keys if possible."""
+        limit = shared_limit(target)
+        for keys in (32, 16):
+            for stages in (6, 5, 4, 3, 2):
+                found = {"warps": 4, "keys": keys, "stages": stages, "blocks": 1}
+                if self.shared_bytes(spec, found) <= limit:
+                    return found
+        return found
+
+    def shared_bytes(self, spec: AttentionSpec, decisions: Decisions) -> int:
+        """Of a thread block: the rings, and the warps' results with their maxima and sums."""
+        warps = decisions["warps"]
+        row = sum(-(-width // COLUMNS) * COLUMNS * 2 for width in (spec.head_dim, spec.value_dim))
+        ring = warps * decisions["stages"] * decisions["keys"] * row
+        return ring + warps * _DECODE_ROWS * spec.value_dim * 4 + (warps + 1) * _DECODE_ROWS * 8
 
     def functions(self, spec: AttentionSpec, decisions: Decisions) -> dict[str, PrimFunc]:
         from attncc.schedules.cuda import decode, decode_combine
@@ -178,6 +218,13 @@ class Decode(CudaFamily):
         splits = max(1, min(wanted, -(-problem.kv_len // (2 * step))))
         shape = (problem.batch, kv_heads, splits, _DECODE_ROWS)
         return Launch(_WORK, ((*shape, spec.value_dim), (*shape, 2)))
+
+    def grids(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> dict[str, tuple[int, int, int]]:
+        batch, kv_heads, splits, _, _ = self.launch(spec, decisions, problem).workspaces[0]
+        grids = {"attention": (splits, kv_heads, batch)}
+        if splits > 1:
+            grids["combine"] = (problem.q_len * spec.group, kv_heads, batch)
+        return grids
 
 
 def visited(mask: ex.Expr, problem: Problem, first: int, last: int) -> int | None:
@@ -213,6 +260,11 @@ def plain_scores(spec: AttentionSpec) -> bool:
     """Whether nothing but a factor is between a score and the softmax."""
     nodes = sum(1 for _ in spec.score_mod.walk())
     return nodes <= 3 and spec.sink is None and spec.normalizer == "softmax" and not math.isfinite(spec.fill)
+
+
+def shared_limit(target: Target) -> int:
+    """Bytes of shared memory that a thread block may have; as little as any has on a GPU that is not known."""
+    return _SHARED.get(capability(target), min(_SHARED.values())) << 10
 
 
 def capability(target: Target) -> int:

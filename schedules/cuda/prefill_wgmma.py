@@ -19,9 +19,10 @@ from typing import Any
 from attncc._tvm import IRBuilder, PrimFunc, T, tirx
 from attncc.schedules.cuda.arguments import declare
 from attncc.schedules.cuda.device import div, loop, ptx, when
+from attncc.schedules.cuda.families import COLUMNS
 from attncc.schedules.cuda.ring import Barriers, Place
 from attncc.schedules.cuda.scores import Scores
-from attncc.schedules.cuda.wgmma_block import COLUMNS, Block, tensor_maps
+from attncc.schedules.cuda.wgmma_block import Block, tensor_maps
 from attncc.schedules.cuda.wgmma_consumer import Consumer
 from attncc.schedules.family import Decisions
 from attncc.spec import AttentionSpec

@@ -7,6 +7,7 @@ from typing import Any
 from attncc._tvm import T, Var, tirx
 from attncc.schedules.cuda.arguments import Arguments
 from attncc.schedules.cuda.device import attribute, ceil_div, div, do, loop, mod, once, when
+from attncc.schedules.cuda.families import COLUMNS, PrefillWgmma
 from attncc.schedules.cuda.ring import Barriers
 from attncc.schedules.cuda.scores import Scores
 from attncc.schedules.family import Decisions
@@ -16,10 +17,6 @@ GROUP = 128
 """Threads of a warpgroup."""
 GROUP_ROWS = 64
 """Query rows of a warpgroup: the M of a wgmma."""
-COLUMNS = 64
-"""16-bit columns of the widest swizzled row, 128 bytes. Wider rows lie in panels of this width, one after another."""
-STORE_ROWS = 16
-"""Query rows of a warp: what one TMA store writes."""
 SWIZZLE_128 = 3
 _STEP = 79
 """Thread block c takes tile c + _STEP * n of round n, so that none keeps getting the longest."""
@@ -40,14 +37,13 @@ def shared_bytes(spec: AttentionSpec, decisions: Decisions) -> int:
 
 def tensor_maps(spec: AttentionSpec, arguments: Arguments, decisions: Decisions) -> dict[str, Any]:
     """What TMA knows of q, k, v and out: sizes, strides, and the box of a copy. Made by the host at every call."""
-    rows = {"q": decisions["rows"], "k": decisions["keys"], "v": decisions["keys"], "out": STORE_ROWS}
     maps = {}
-    for name, box in rows.items():
+    for name, (rows, columns) in PrefillWgmma().boxes(decisions).items():
         buffer = getattr(arguments, name)
         batch, heads, length, width = buffer.shape
         variable = T.Bind(T.tvm_stack_alloca("tensormap", 1), var=Var(f"map_{name}", T.handle("tensormap").ty))
         strides = [stride * 2 for stride in reversed(list(buffer.strides)[:3])]
-        sizes, boxes, ones = [width, length, heads, batch], [COLUMNS, box, 1, 1], [1, 1, 1, 1]
+        sizes, boxes, ones = [width, length, heads, batch], [columns, rows, 1, 1], [1, 1, 1, 1]
         encode = T.tensormap_encode_tiled(
             variable, buffer.data, *sizes, *strides, *boxes, *ones,
             descriptor_dtype=spec.dtype, rank=4, swizzle=SWIZZLE_128,
@@ -86,7 +82,7 @@ class Block:
         self.key_ring = Barriers(pool, self.stages, readers=self.consumers)
         self.value_ring = Barriers(pool, self.stages, readers=self.consumers)
         pool.commit()
-        with when(tirx.EQ(T.cuda.thread_rank(), 0)):
+        with when(tirx.all(tirx.EQ(self.group, 0), tirx.EQ(self.thread, 0), tirx.EQ(self.warp, 0))):
             for barriers in (self.queries, self.key_ring, self.value_ring):
                 barriers.start()
         do(T.ptx.fence.proxy.async_.shared__cta())

@@ -20,10 +20,11 @@ from attncc.schedules.cuda.device import (
     when,
     whole,
 )  # fmt: skip
+from attncc.schedules.cuda.families import COLUMNS, STORE_ROWS
 from attncc.schedules.cuda.ring import Barriers, Place
 from attncc.schedules.cuda.scores import Scores, lane_column
 from attncc.schedules.cuda.softmax import OnlineSoftmax
-from attncc.schedules.cuda.wgmma_block import COLUMNS, GROUP, GROUP_ROWS, STORE_ROWS, SWIZZLE_128, Block
+from attncc.schedules.cuda.wgmma_block import GROUP, GROUP_ROWS, SWIZZLE_128, Block
 
 _TURN, _STORE = 2, 8
 """First named barriers: whose turn it is to issue products; a warpgroup that is done with its query rows."""
