@@ -100,7 +100,7 @@ def parse(text: str) -> Target:
     if " ".join(words) in HOST_NAMES:
         return host
     if words[0] == "cuda":
-        raise ValueError(f"target {text!r}: attncc has no CUDA kernels yet; tensors on a GPU run as PyTorch runs them")
+        raise ValueError(f"target {text!r}: a GPU is detected by its tensors, and needs no target")
     if len(words) == 1 and not words[0].startswith("-"):
         words = ["llvm", f"-mcpu={words[0]}"]
     if words[0] not in HOST_NAMES:
@@ -123,7 +123,7 @@ def parse(text: str) -> Target:
 
 
 def cuda_devices() -> tuple[str, ...]:
-    """Names and compute capabilities of the CUDA devices at hand; their tensors run as PyTorch for now."""
+    """Names and compute capabilities of the CUDA devices at hand."""
     import torch
 
     if not torch.cuda.is_available():

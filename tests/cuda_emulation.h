@@ -23,10 +23,6 @@ using std::min;
 #define uchar unsigned char
 #define ushort unsigned short
 
-struct emu_pointer {  // of any type
-  void* at;
-  template <class T> operator T*() const { return (T*)at; }
-};
 struct Index3 { int x, y, z; };
 static Index3 threadIdx, blockIdx;
 alignas(1024) static uchar emu_shared[256 * 1024];

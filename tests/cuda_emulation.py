@@ -20,9 +20,7 @@ import torch
 from kernel_harness import Case
 from torch import Tensor
 
-from attncc.runtime import stats
-from attncc.runtime.cuda import code, driver
-from attncc.runtime.cuda.build import CudaKernel
+from attncc.runtime.cuda import build, devices, driver, nvrtc
 from attncc.runtime.cuda.devices import TRIPLE
 from attncc.runtime.cuda.plan import CudaPlan
 from attncc.schedules.cuda.families import CudaFamily
@@ -37,10 +35,10 @@ _PLAIN = {
 }  # fmt: skip
 
 
-_TYPES = {
-    "pointer": "emu_pointer", "int64": "int64_t", "int32": "int", "float32": "float", "float64": "double",
-    "tensormap": "CUtensorMap",
-}  # fmt: skip
+_TYPE = re.compile(r"\s*(?:const )?(?:__grid_constant__ )?(?:const )?(.*?)\s*(?:__restrict__ )?\w+\s*")
+"""A parameter with its type."""
+DEVICE = -1
+"""What torch calls the device of CPU tensors."""
 
 
 def cuda_include() -> Path | None:
@@ -57,63 +55,75 @@ def available() -> bool:
 
 
 def run(family: CudaFamily, case: Case, folder: Path, processors: int = 4, arch: str = "sm_80") -> Tensor:
-    """The first output of `case` by `family`, started by the runtime's own code.
+    """The first output of `case` by `family`, built, loaded and started by the runtime.
 
     Raises CalledProcessError where g++ rejects the code.
     """
-    spec, target = case.spec, Target("cuda", arch, TRIPLE, frozenset(), processors, 0, 0, 0)
-    declined = family.declines(spec, target)
-    assert declined is None, declined
-    decisions = {**family.decisions(spec, target), **case.decisions}
-    source = code.generate(spec, target, family, decisions)
-    library = _build(source, folder)
-    loaded = {kernel.name: (_address(library, kernel), kernel) for kernel in code.kernels(source)}
-    kernel = CudaKernel(spec, target, family, decisions, -1, loaded, stats.kernel(family.name), library)
+    spec = case.spec
     batch, heads, q_len, _ = case.q.shape
     problem = Problem(batch, heads, q_len, case.k.shape[2], processors)
     operands = (case.q, case.k, case.v, case.extras, case.scalars, case.integers)
-    with _no_gpu():
-        return CudaPlan(kernel, problem, "bhsd", operands).run(operands)[0]
+    with gpu(folder, processors, arch) as target:
+        declined = family.declines(spec, target)
+        assert declined is None, declined
+        return CudaPlan(build.kernel(spec, target, family, DEVICE), problem, "bhsd", operands).run(operands)[0]
 
 
 @contextmanager
-def _no_gpu() -> Iterator[None]:
-    """The CPU is torch's CUDA device -1; what is not written is NaN."""
+def gpu(folder: Path, processors: int = 4, arch: str = "sm_80") -> Iterator[Target]:
+    """CPU tensors are those of an emulated GPU, torch's device -1, and memory that is not written is NaN.
+
+    Its machine code is the name of a library in `folder`.
+    """
+    target = Target("cuda", arch, TRIPLE, frozenset(), processors, 0, 0, 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "current_device", lambda: -1)
-        patch.setattr(driver, "current_stream", lambda device: 0)
+        patch.setenv("ATTNCC_CACHE_DIR", str(folder / "cache"))
+        patch.setattr(devices, "target", lambda device: target)
+        patch.setattr(nvrtc, "compile_source", lambda source, arch: _build(source.decode(), folder))
+        patch.setattr(driver, "Module", _Module)
         patch.setattr(driver, "launch", _launch)
+        patch.setattr(driver, "current_device", lambda: DEVICE)
+        patch.setattr(driver, "current_stream", lambda device: 0)
         torch.use_deterministic_algorithms(True)
+        build.forget()
         try:
-            yield
+            yield target
         finally:
             torch.use_deterministic_algorithms(False)
+            build.forget()
 
 
-def _address(library: ctypes.CDLL, kernel: code.Kernel) -> int:
-    return ctypes.cast(getattr(library, f"launch_{kernel.symbol}"), ctypes.c_void_p).value or 0
+class _Module:
+    """Stands for `driver.Module`."""
+
+    def __init__(self, library: bytes, device: int) -> None:
+        self.library = ctypes.CDLL(library.decode())
+
+    def function(self, symbol: str, shared: int) -> int:
+        return ctypes.cast(getattr(self.library, f"launch_{symbol}"), ctypes.c_void_p).value or 0
 
 
 def _launch(function: int, grid: tuple[int, int, int], threads: int, shared: int, stream: int, parameters: int) -> int:
-    ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int] * 3)(function)(parameters, *grid)
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int] * 4)(function)(parameters, *grid, threads)
     return 0
 
 
-def _build(source: str, folder: Path) -> ctypes.CDLL:
+def _build(source: str, folder: Path) -> bytes:
     """Compile the device code with the instructions replaced."""
     device = _device_only(source)
     name = hashlib.sha256(device.encode()).hexdigest()[:16]
     text = f'#include "{Path(__file__).with_name("cuda_emulation.h")}"\n{device}\n'
-    for kernel in code.kernels(source):
-        values = ", ".join(f"*({_TYPES[kind]}*)p[{n}]" for n, (kind, _) in enumerate(kernel.parameters))
-        call = f"emu_launch([&]() {{ {kernel.symbol}({values}); }}, gx, gy, gz, {kernel.threads});"
-        text += f'extern "C" void launch_{kernel.symbol}(void** p, int gx, int gy, int gz) {{ {call} }}\n'
+    for symbol, parameters in re.findall(r'extern "C" __global__ void [^{;]*?(\w+_kernel)\(([^)]*)\) \{', source):
+        types = [_TYPE.fullmatch(each)[1] for each in parameters.split(",")]
+        values = ", ".join(f"*({each.replace('nv_bfloat16', '__nv_bfloat16')}*)p[{n}]" for n, each in enumerate(types))
+        call = f"emu_launch([&]() {{ {symbol}({values}); }}, gx, gy, gz, threads);"
+        text += f'extern "C" void launch_{symbol}(void** p, int gx, int gy, int gz, int threads) {{ {call} }}\n'
     path = folder / f"{name}.cpp"
     path.write_text(text)
     library = path.with_suffix(".so")
     options = ["-O1", "-w", "-std=c++17", "-shared", "-fPIC", f"-I{cuda_include()}"]
     subprocess.run(["g++", *options, str(path), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+    return str(library).encode()
 
 
 def _device_only(source: str) -> str:

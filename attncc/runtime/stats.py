@@ -65,7 +65,7 @@ class Stats:
     copies: int
     """Arguments copied because their last dimension was not dense."""
     fallbacks: int
-    """Calls that ran as PyTorch: another device than the CPU, or no kernel could be built."""
+    """Calls that ran as PyTorch: a device or an attention without kernels, or none could be built."""
     kernels: tuple[KernelStats, ...] = field(default=())
 
     def __str__(self) -> str:

@@ -1,4 +1,6 @@
-"""From a spec to kernels loaded on a CUDA device: memory, else the cache on disk, else a pack, else compiled."""
+"""From a spec to kernels loaded on a CUDA device: memory, else the cache on disk, else compiled from CUDA C++, which a
+pack holds or TVM generates.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from attncc.runtime import cache as disk
 from attncc.runtime import stats
 from attncc.runtime.build import cache_key, kernel_name
-from attncc.runtime.cuda import code, driver, nvrtc
+from attncc.runtime.cuda import code, driver
 from attncc.runtime.cuda.code import Code, Kernel
 from attncc.spec import AttentionSpec
 from attncc.target import Target
@@ -57,7 +59,7 @@ def kernel(spec: AttentionSpec, target: Target, family: CudaFamily, device: int)
             return found
         key = cache_key(spec, target, family, decisions)
         made = stored(key, spec, target, family, decisions)
-        module = driver.Module(made.cubin, device)
+        module = driver.Module(made.text, device)
         loaded = {each.name: (module.function(each.symbol, each.shared), each) for each in made.kernels}
         counters = stats.kernel(kernel_name(spec, family))
         _kernels[identity] = CudaKernel(spec, target, family, decisions, device, loaded, counters, module)
@@ -67,14 +69,17 @@ def kernel(spec: AttentionSpec, target: Target, family: CudaFamily, device: int)
 def stored(
     key: disk.Key, spec: AttentionSpec, target: Target, family: CudaFamily, decisions: Mapping[str, int]
 ) -> Code:
-    """Machine code from the cache on disk or a pack; else compiled, and kept on disk. Needs no GPU."""
+    """Machine code from the cache on disk; else compiled, and kept there. Needs no GPU."""
     counters = stats.kernel(kernel_name(spec, family))
-    found = _loaded(key) or (packed(key) if packed is not None else None)
+    found = _loaded(key)
     if found is None:
         with disk.building(key):
             found = _loaded(key)  # another process may have published it while this one waited
             if found is None:
-                found = _compile(spec, target, family, decisions)
+                start = time.perf_counter()
+                source = packed(key) if packed is not None else None
+                found = (source or code.generate(spec, target, family, decisions)).machine(target.mcpu)
+                counters.seconds += time.perf_counter() - start
                 counters.compiles.add()
                 disk.store(key, found.to_bytes())
                 return found
@@ -86,14 +91,6 @@ def forget() -> None:
     """Drop the kernels held in memory; those in use stay loaded."""
     with _lock:
         _kernels.clear()
-
-
-def _compile(spec: AttentionSpec, target: Target, family: CudaFamily, decisions: Mapping[str, int]) -> Code:
-    start = time.perf_counter()
-    source = code.generate(spec, target, family, decisions)
-    cubin = nvrtc.compile_source(code.device_code(source), target.mcpu)
-    stats.kernel(kernel_name(spec, family)).seconds += time.perf_counter() - start
-    return Code(code.kernels(source), cubin)
 
 
 def _loaded(key: disk.Key) -> Code | None:

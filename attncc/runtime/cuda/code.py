@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from attncc.runtime.cuda import nvrtc
 from attncc.spec import AttentionSpec
 from attncc.target import Target
 
@@ -71,21 +72,25 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Code:
-    """Machine code (a cubin) and what is called in it; `to_bytes` is what the cache keeps."""
+    """Code and what is called in it. As text it is CUDA C++, the same for all GPUs; as `machine` code a cubin."""
 
     kernels: tuple[Kernel, ...]
-    cubin: bytes
+    text: bytes
 
     def to_bytes(self) -> bytes:
-        """One line of JSON, then the cubin."""
+        """One line of JSON, then the code: what the cache and packs keep."""
         head = json.dumps([asdict(kernel) for kernel in self.kernels], sort_keys=True)
-        return head.encode() + b"\n" + self.cubin
+        return head.encode() + b"\n" + self.text
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Code:
         """Raises ValueError, KeyError or TypeError for anything that `to_bytes` did not make."""
-        head, _, cubin = data.partition(b"\n")
-        return cls(tuple(_kernel(each) for each in json.loads(head)), cubin)
+        head, _, text = data.partition(b"\n")
+        return cls(tuple(_kernel(each) for each in json.loads(head)), text)
+
+    def machine(self, arch: str) -> Code:
+        """This CUDA C++ as machine code for `arch`. Raises RuntimeError where it cannot be compiled."""
+        return Code(self.kernels, nvrtc.compile_source(self.text, arch))
 
 
 def _kernel(data: Mapping[str, Any]) -> Kernel:
@@ -93,11 +98,12 @@ def _kernel(data: Mapping[str, Any]) -> Kernel:
     return Kernel(str(data["name"]), int(data["threads"]), int(data["shared"]), parameters)
 
 
-def generate(spec: AttentionSpec, target: Target, family: CudaFamily, decisions: Mapping[str, int]) -> str:
-    """CUDA C++ of `spec`'s kernels with TVM's header and host wrapper. Imports TVM."""
+def generate(spec: AttentionSpec, target: Target, family: CudaFamily, decisions: Mapping[str, int]) -> Code:
+    """CUDA C++ of `spec`'s kernels. Imports TVM."""
     from attncc._tvm import cuda_source
 
-    return cuda_source(family.module(spec, target, decisions), target.mcpu)
+    source = cuda_source(family.module(spec, target, decisions), target.mcpu)
+    return Code(kernels(source), device_code(source).encode())
 
 
 def device_code(source: str) -> str:

@@ -12,7 +12,7 @@ from attncc.options import disabled
 from attncc.runtime import check
 from attncc.runtime.bounded import Bounded
 from attncc.runtime.cuda import build, devices
-from attncc.runtime.cuda.plan import CopyPlan, CudaPlan, dense, readable
+from attncc.runtime.cuda.plan import CopyPlan, CudaPlan, ProductPlan, dense, readable
 from attncc.runtime.dispatch import parse_spec
 from attncc.runtime.operands import Operands
 from attncc.runtime.plan import EagerPlan, EmptyPlan, Plan
@@ -80,15 +80,22 @@ def _new_plan(operands: Operands, text: str, layout: str) -> Plan:
     target = devices.target(device)
     if target is None or disabled():
         return EagerPlan(spec, layout)
+    if _by_product(spec):
+        return ProductPlan(spec, layout)
     problem = Problem(*size[:3], k.shape[2], target.cores)
     for family in select(spec, problem, target):
         copied = tuple(not readable(t, family.row_alignment) for t in (q, k, v))
         if any(copied):
-            return CopyPlan((copied[0], copied[1], copied[2]), layout, text)
+            return CopyPlan(copied, layout, text)
         plan = _built(spec, problem, target, family, layout, operands)
         if plan is not None:
             return plan
     return EagerPlan(spec, layout)
+
+
+def _by_product(spec: AttentionSpec) -> bool:
+    """Whether a bilinear score may be computed as a product of its own before: where a model's is rounded as well."""
+    return any(extra.name == spec.bilinear and extra.dtype == spec.dtype for extra in spec.extras)
 
 
 def _built(

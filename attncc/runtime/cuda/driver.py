@@ -7,7 +7,7 @@ waits, so that a call can be captured in a CUDA graph.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -59,16 +59,6 @@ class Module:
         return found.value or 0
 
 
-def current_device() -> int:
-    """Number of torch's current CUDA device."""
-    return torch.cuda.current_device()
-
-
-def current_stream(device: int) -> int:
-    """Handle of torch's current stream on a device."""
-    return int(torch.cuda.current_stream(device).cuda_stream)
-
-
 def make_current(device: int) -> None:
     """Make the device's primary context, which torch uses, that of the calling thread."""
     driver = library()
@@ -77,6 +67,14 @@ def make_current(device: int) -> None:
     check("cuDeviceGet", driver.cuDeviceGet(ctypes.byref(number), device))
     check("cuDevicePrimaryCtxRetain", driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), number))
     check("cuCtxSetCurrent", driver.cuCtxSetCurrent(context))
+
+
+# Without the objects that torch.cuda makes of these numbers, which cost a call some microseconds. A torch without CUDA
+# has neither.
+current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", lambda: -1)
+"""Number of torch's current CUDA device."""
+current_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 0)
+"""Handle of torch's current stream on a device."""
 
 
 def launch(function: int, grid: tuple[int, int, int], threads: int, shared: int, stream: int, parameters: int) -> int:

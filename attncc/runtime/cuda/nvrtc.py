@@ -15,7 +15,7 @@ OPTIONS = ("-std=c++17", "-ftz=true", "-prec-div=false")
 _HEADER = "cuda_bf16.h"
 
 
-def compile_source(source: str, arch: str) -> bytes:
+def compile_source(source: bytes, arch: str) -> bytes:
     """The cubin of `source` for `arch` ("sm_90a"). Raises RuntimeError with the compiler's words where there is none,
     or it refuses.
     """
@@ -36,11 +36,11 @@ def include_folder() -> Path | None:
     return next((place for place in places if (place / _HEADER).exists()), None)
 
 
-def _by_nvrtc(library: ctypes.CDLL, source: str, arch: str) -> bytes:
+def _by_nvrtc(library: ctypes.CDLL, source: bytes, arch: str) -> bytes:
     program = ctypes.c_void_p()
     options = [f"--gpu-architecture={arch}", f"--include-path={include_folder()}", *OPTIONS]
     texts = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-    _check(library, library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"attention.cu", 0, None, None))
+    _check(library, library.nvrtcCreateProgram(ctypes.byref(program), source, b"attention.cu", 0, None, None))
     try:
         if library.nvrtcCompileProgram(program, len(options), texts):
             raise RuntimeError(f"nvrtc for {arch}: {_text(library, program)}")
@@ -68,11 +68,11 @@ def _check(library: ctypes.CDLL, status: int) -> None:
         raise RuntimeError(f"nvrtc: {library.nvrtcGetErrorString(status).decode()}")
 
 
-def _by_nvcc(nvcc: str, source: str, arch: str) -> bytes:
+def _by_nvcc(nvcc: str, source: bytes, arch: str) -> bytes:
     number = arch.removeprefix("sm_")
     with tempfile.TemporaryDirectory(prefix="attncc-") as name:
         text, cubin = Path(name, "attention.cu"), Path(name, "attention.cubin")
-        text.write_text(source)
+        text.write_bytes(source)
         command = [nvcc, "-cubin", *OPTIONS, f"-gencode=arch=compute_{number},code=sm_{number}", "-o", str(cubin)]
         done = subprocess.run([*command, str(text)], capture_output=True, text=True, check=False)
         if done.returncode:

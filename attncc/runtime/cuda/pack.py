@@ -1,7 +1,7 @@
-"""A folder of machine code for GPUs that are somewhere else: `attncc cuda-pack` fills it, `use` reads from it.
+"""A folder of generated kernels for GPUs that are somewhere else: `attncc cuda-pack` fills it, `use` reads from it.
 
-A machine without TVM, or without a network to install it from, then runs every kernel that was packed for it. Kernels
-are found by the same keys as in the cache, but for the versions of TVM, which such a machine does not have.
+A machine without TVM, or without a network to install it from, then compiles every kernel that was packed, by the nvrtc
+that comes with torch. Kernels are found by the same keys as in the cache, but for the versions of TVM.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from attncc.runtime import cache as disk
-from attncc.runtime.cuda import build
+from attncc.runtime.cuda import build, code
 from attncc.runtime.cuda.code import Code
 from attncc.schedules.cuda.families import CudaFamily
 from attncc.schedules.family import Decisions
@@ -35,17 +35,18 @@ def use(folder: Path | None) -> None:
 
 
 def write(folder: Path, wanted: Iterable[Wanted]) -> Iterator[tuple[Wanted, int]]:
-    """Build every kernel that is wanted into `folder`; gives each with its size in bytes, as it is done.
+    """Generate every kernel that is wanted into `folder`; gives each with its size in bytes, as it is done.
 
-    Raises RuntimeError where one cannot be compiled.
+    What an earlier pack in `folder` holds of them is kept; its name says what it was made by.
     """
     folder.mkdir(parents=True, exist_ok=True)
     digests: dict[str, str] = {}
     for each in wanted:
         spec, target, family, decisions = each
         key = build.cache_key(spec, target, family, decisions)
-        data = build.stored(key, spec, target, family, decisions).to_bytes()
-        (folder / name(key)).write_bytes(data)
+        path = folder / name(key)
+        data = path.read_bytes() if path.exists() else code.generate(spec, target, family, decisions).to_bytes()
+        path.write_bytes(data)
         digests[name(key)] = hashlib.sha256(data).hexdigest()
         yield each, len(data)
     (folder / MANIFEST).write_text(json.dumps({"kernels": digests}, sort_keys=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from attncc.runtime.cuda.build import CudaKernel
 from attncc.runtime.cuda.frame import Frame, Shape, TensorMap
 from attncc.runtime.operands import Operands
 from attncc.runtime.plan import Plan, dense_strides, more_outputs
+from attncc.spec import AttentionSpec
 
 if TYPE_CHECKING:
     from attncc.schedules.family import Problem
@@ -121,16 +123,30 @@ class CudaPlan(Plan):
 class CopyPlan(Plan):
     """Copy those of q, k and v whose rows the kernels cannot read, and call again."""
 
-    def __init__(self, copied: tuple[bool, bool, bool], layout: str, text: str) -> None:
+    def __init__(self, copied: Sequence[bool], layout: str, text: str) -> None:
         self.copied, self.layout, self.text = copied, layout, text
 
     def run(self, operands: Operands) -> Sequence[Tensor]:
         """Run on copies, which are counted."""
         from attncc.runtime.cuda import dispatch
 
-        q, k, v, *rest = operands
-        q, k, v = (dense(t) if copy else t for t, copy in zip((q, k, v), self.copied, strict=True))
-        return dispatch.outputs(q, k, v, *rest, self.text, self.layout)
+        q, k, v = (dense(t) if copy else t for t, copy in zip(operands[:3], self.copied, strict=True))
+        return dispatch.outputs(q, k, v, *operands[3:], self.text, self.layout)
+
+
+class ProductPlan(Plan):
+    """Multiply q by the matrix of a bilinear score with PyTorch, as models do, and call again for a plain product."""
+
+    def __init__(self, spec: AttentionSpec, layout: str) -> None:
+        self.layout, self.text = layout, replace(spec, bilinear=None, query_dim=None).json
+        self.matrix = [extra.name for extra in spec.extras].index(str(spec.bilinear))
+
+    def run(self, operands: Operands) -> Sequence[Tensor]:
+        """Run on q W, in the dtype of q."""
+        from attncc.runtime.cuda import dispatch
+
+        q, k, v, extras, *numbers = operands
+        return dispatch.outputs(q @ extras[self.matrix], k, v, extras, *numbers, self.text, self.layout)
 
 
 def dense(tensor: Tensor) -> Tensor:
