@@ -55,7 +55,7 @@ def test_host_text_forms() -> None:
         ("llvm -mcp=znver4", "-mcpu"),
         ("llvm -num-cores=0", "num-cores"),
         ("vulkan -x", "vulkan"),
-        ("cuda", "PyTorch"),
+        ("cuda", "detected by its tensors"),
     ],
 )
 def test_unknown_targets_are_refused_with_a_hint(text: str, says: str) -> None:

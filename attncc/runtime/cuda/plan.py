@@ -130,8 +130,9 @@ class CopyPlan(Plan):
         """Run on copies, which are counted."""
         from attncc.runtime.cuda import dispatch
 
-        q, k, v = (dense(t) if copy else t for t, copy in zip(operands[:3], self.copied, strict=True))
-        return dispatch.outputs(q, k, v, *operands[3:], self.text, self.layout)
+        *given, extras, scalars, integers = operands
+        q, k, v = (dense(t) if copy else t for t, copy in zip(given, self.copied, strict=True))
+        return dispatch.outputs(q, k, v, extras, scalars, integers, self.text, self.layout)
 
 
 class ProductPlan(Plan):
@@ -145,8 +146,9 @@ class ProductPlan(Plan):
         """Run on q W, in the dtype of q."""
         from attncc.runtime.cuda import dispatch
 
-        q, k, v, extras, *numbers = operands
-        return dispatch.outputs(q @ extras[self.matrix], k, v, extras, *numbers, self.text, self.layout)
+        q, k, v, extras, scalars, integers = operands
+        product = q @ extras[self.matrix]
+        return dispatch.outputs(product, k, v, extras, scalars, integers, self.text, self.layout)
 
 
 def dense(tensor: Tensor) -> Tensor:
