@@ -37,13 +37,16 @@ def attention(
     bilinear: Tensor | None = None,
     normalizer: Normalizer = "softmax",
     sinks: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
     return_lse: bool = False,
     return_weights: bool = False,
 ) -> Any:
     """softmax(score_mod(scale · q kᵀ) + mask) v in one kernel, with the semantics of PyTorch's SDPA.
 
     Shapes: query [..., H, Sq, D], key [..., G, Skv, D], value [..., G, Skv, E] give [..., H, Sq, E]. Leading dimensions
-    broadcast; without them the ranks 2 and 3 work as in SDPA. float32, bfloat16, float16 and float64, all three alike.
+    broadcast; without them the ranks 2 and 3 work as in SDPA. float32, bfloat16, float16 and float64, all three alike;
+    key and value may also be int8, float8_e4m3fn or float8_e5m2, each by itself: a quantised cache.
 
     Args:
         attn_mask: broadcastable to [..., H, Sq, Skv]: bool (True keeps a key) or floating (added to the scores).
@@ -62,6 +65,9 @@ def attention(
             `score_mod` can be any such function. Without a softmax a masked key weighs 0.
         sinks: [H], learned logits that take part in each row's softmax and have no value (Agarwal et al., gpt-oss,
             arXiv:2508.10925).
+        k_scale: what each row of `key` is multiplied with: one number [], a key head's [G] or [..., G], or a token's
+            [..., G, Skv], of any of the four float dtypes. The cache is read as it is, and stored in no other form.
+        v_scale: the same for `value`.
         return_lse: also return the natural logarithm of the sum of exp over each row's scores, sinks included.
         return_weights: also return the weights, at the price of writing all of them.
 
@@ -81,10 +87,10 @@ def attention(
     if torch._C._is_any_autocast_enabled():
         query, key, value = (_autocast(t) for t in (query, key, value))
     flags = (is_causal, enable_gqa, normalizer, return_lse, return_weights)
-    form = form_of(query, key, value, attn_mask, bilinear, sinks, flags)
+    form = form_of(query, key, value, attn_mask, bilinear, sinks, k_scale, v_scale, flags)
     if form.sizes.zero_scores:
         bilinear = None
-    tensors = [t for t in (bilinear, attn_mask, sinks) if t is not None]
+    tensors = [t for t in (bilinear, attn_mask, sinks, k_scale, v_scale) if t is not None]
     factor = scale if scale is not None else form.scale
     if score_mod is not None or mask_mod is not None or block_mask is not None:
         run = _untraced if torch.compiler.is_compiling() else _with_functions
@@ -136,11 +142,9 @@ def _reshaped(
     q = _rank4(q, sizes.batch, sizes.heads)
     kv_heads = sizes.heads // sizes.group
     k, v = (_rank4(t, sizes.batch, kv_heads) for t in (k, v))
-    if len(sizes.batch) > 1 and len(sizes.mask_axes) > 3:
-        at = 0 if form.spec.bilinear is None else 1
-        tail = extras[at].shape[-3:]
-        mask = extras[at].expand(*sizes.batch, *tail).reshape(math.prod(sizes.batch), *tail)
-        extras = [*extras[:at], mask, *extras[at + 1 :]]
+    if len(sizes.batch) > 1:
+        own, captured = extras[: len(form.tails)], extras[len(form.tails) :]
+        extras = [*(_one_batch(t, sizes, tail) for t, tail in zip(own, form.tails, strict=True)), *captured]
     layout = "bshd" if q.stride(1) < q.stride(2) else "bhsd"
     if len(form.spec.outputs) == 1:
         return _ranked(op.attention(q, k, v, extras, scalars, integers, text, layout), sizes)[..., : sizes.value_dim]
@@ -181,10 +185,18 @@ def _rank4(tensor: Tensor, batch: tuple[int, ...], heads: int) -> Tensor:
     return tensor.reshape(math.prod(batch), *tensor.shape[-3:]) if batch else tensor[None]
 
 
+def _one_batch(tensor: Tensor, sizes: Sizes, tail_dims: int) -> Tensor:
+    """A tensor that has `tail_dims` dimensions after its batch's, with one in place of those; 0: it has no batch."""
+    if not tail_dims:
+        return tensor
+    tail = tensor.shape[-tail_dims:]
+    return tensor.expand(*sizes.batch, *tail).reshape(math.prod(sizes.batch), *tail)
+
+
 def _autocast(tensor: Tensor) -> Tensor:
     """`tensor` as PyTorch casts the arguments of SDPA in an autocast region of its device."""
     device = tensor.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensor
-    castable = tensor.is_floating_point() and tensor.dtype != torch.float64
+    castable = tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)  # not the codes of a cache
     return tensor.to(torch.get_autocast_dtype(device)) if castable else tensor

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+CODES = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
+"""What key and value may be beside the dtype of query."""
 NORMALIZERS = ("softmax", "softmax_plus_one", "sigmoid", "relu", "none")
 
 
@@ -22,6 +24,18 @@ class Operands(NamedTuple):
     mask: Tensor | None = None
     bilinear: Tensor | None = None
     sinks: Tensor | None = None
+    k_scale: Tensor | None = None
+    v_scale: Tensor | None = None
+
+
+class Scale(NamedTuple):
+    """How a scale of keys or values is read."""
+
+    dtype: str
+    axes: tuple[str, ...]
+    """For each dimension (leading ones as one) the axis b, h or j, or "" where it is broadcast."""
+    share: int
+    """Query heads that have a dimension's element along h in common."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,8 @@ class Sizes:
     value_dim: int
     mask_axes: tuple[str, ...]
     """For each dimension of the mask (its leading ones as one) the axis b, h, i or j, or "" where it is broadcast."""
+    k_scale: Scale | None
+    v_scale: Scale | None
     simple: bool
     """The operands are [B, H, S, D] as they are: nothing to expand, to reshape or to answer without a kernel."""
 
@@ -51,7 +67,7 @@ class Sizes:
 
 def check(operands: Operands, causal: bool, gqa: bool, normalizer: str) -> Sizes:
     """The sizes of a call. Raises ValueError or TypeError, naming argument and shapes, where it makes no sense."""
-    q, k, v, mask, bilinear, sinks = operands
+    q, k, v, mask, bilinear, sinks, *_ = operands
     given = _kinds(operands)
     if causal and mask is not None:
         raise ValueError("attention: attn_mask and is_causal exclude each other; use mask_mod to combine masks")
@@ -84,26 +100,32 @@ def check(operands: Operands, causal: bool, gqa: bool, normalizer: str) -> Sizes
         head_dim=head_dim,
         value_dim=v.shape[-1],
         mask_axes=mask_axes,
+        k_scale=_scale("k_scale", operands.k_scale, k, heads, batch),
+        v_scale=_scale("v_scale", operands.v_scale, v, heads, batch),
         simple=bool(matching and q.shape[-1] and head_dim and v.shape[-1]),
     )
 
 
 def _kinds(operands: Operands) -> str:
     """Check types, ranks, dtypes and devices; gives the shapes in words, for later messages."""
-    q, k, v, mask, bilinear, sinks = operands
-    named = {"query": q, "key": k, "value": v, "attn_mask": mask, "bilinear": bilinear, "sinks": sinks}
+    q, k, v, mask, bilinear, sinks, k_scale, v_scale = operands
+    named = {"query": q, "key": k, "value": v, "attn_mask": mask, "bilinear": bilinear}
+    named |= {"sinks": sinks, "k_scale": k_scale, "v_scale": v_scale}
     for name, tensor in named.items():
         if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(f"attention: {name} is a {type(tensor).__name__}, not a tensor")
-        if tensor is not None and tensor.ndim < 2 and name != "sinks":
+        if tensor is not None and tensor.ndim < 2 and name not in ("sinks", "k_scale", "v_scale"):
             raise ValueError(f"attention: {name} {_shape(tensor)} has {tensor.ndim} dimensions; at least 2 are needed")
         if tensor is not None and tensor.device != q.device:
             raise ValueError(f"attention: {name} is on {tensor.device} and query on {q.device}")
     if q.dtype not in DTYPES:
         raise TypeError(f"attention: query is {q.dtype}; supported are {', '.join(map(str, DTYPES))}")
     given = f"query {_shape(q)}, key {_shape(k)}, value {_shape(v)}"
-    if not q.dtype == k.dtype == v.dtype:
-        raise TypeError(f"attention: query is {q.dtype}, key {k.dtype}, value {v.dtype}; they must agree ({given})")
+    if not {k.dtype, v.dtype} <= {q.dtype, *CODES}:
+        raise TypeError(
+            f"attention: query is {q.dtype}, key {k.dtype}, value {v.dtype}; they must agree, "
+            f"or key and value be {', '.join(map(str, CODES))} ({given})"
+        )
     if bilinear is not None and bilinear.dtype != q.dtype:
         raise TypeError(f"attention: bilinear is {bilinear.dtype} and query {q.dtype}; they must agree")
     if mask is not None and mask.dtype not in (torch.bool, torch.float32, q.dtype):
@@ -154,6 +176,33 @@ def _check_sinks(sinks: Tensor, heads: int, normalizer: str) -> None:
         raise ValueError(f"attention: sinks {_shape(sinks)} is not [heads] = [{heads}]")
     if sinks.dtype not in DTYPES:
         raise TypeError(f"attention: sinks is {sinks.dtype}; supported are {', '.join(map(str, DTYPES))}")
+
+
+def _scale(name: str, scale: Tensor | None, rows: Tensor, heads: int, batch: tuple[int, ...]) -> Scale | None:
+    """How a scale of the rows of key or value is read."""
+    if scale is None:
+        return None
+    if scale.dtype not in DTYPES:
+        raise TypeError(f"attention: {name} is {scale.dtype}; supported are {', '.join(map(str, DTYPES))}")
+    own = rows.shape[-3] if rows.ndim > 2 else 1
+    wanted = ((), (own,), (*batch, own), (*batch, own, rows.shape[-2]))
+    shape = tuple(scale.shape)
+    axes = next((axes for axes, of in zip(("", "h", "bh", "bhj"), wanted, strict=True) if _fits(shape, of)), None)
+    if axes is None:
+        raise ValueError(
+            f"attention: {name} {_shape(scale)} is none of {', '.join(str(list(of)) for of in wanted)}: "
+            f"a number, or one for each head or row"
+        )
+    sizes = shape[len(batch) - 1 :] if axes.startswith("b") and batch else shape
+    axes = axes if batch else axes.removeprefix("b")
+    several = [size != 1 or (axis == "b" and len(batch) > 1) for axis, size in zip(axes, sizes, strict=True)]
+    read = tuple(axis if more else "" for axis, more in zip(axes, several, strict=True))
+    return Scale(str(scale.dtype).removeprefix("torch."), read, heads // own if own else 1)
+
+
+def _fits(shape: tuple[int, ...], of: tuple[int, ...]) -> bool:
+    """Whether a tensor of `shape` has all dimensions of `of`, or 1 in their place."""
+    return len(shape) == len(of) and all(size in (1, full) for size, full in zip(shape, of, strict=True))
 
 
 def _mask_axes(mask: Tensor, rank: int, scores: tuple[int, ...], batch_dims: int) -> tuple[str, ...]:

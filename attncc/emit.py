@@ -60,8 +60,8 @@ def _attention(emitter: Emitter, node: ir.Attention) -> fx.Node:
         raise Refused("no spec", node.name)
     keys = roles["h"][: len(roles["h"]) - len(roles["r"])]
     q = emitter.operand(node.q, (roles["b"], roles["h"], roles["i"], roles["c"]), sizes, spec.dtype)
-    k = emitter.operand(node.k, (roles["b"], keys, roles["j"], roles["d"]), sizes, spec.dtype)
-    v = emitter.operand(node.v, (roles["b"], keys, roles["j"], roles["e"]), sizes, spec.dtype)
+    k = emitter.operand(node.k, (roles["b"], keys, roles["j"], roles["d"]), sizes, spec.key_dtype or spec.dtype)
+    v = emitter.operand(node.v, (roles["b"], keys, roles["j"], roles["e"]), sizes, spec.value_dtype or spec.dtype)
     extras = [_taken(emitter, value, at) for value, at in node.extras]
     if node.weight is not None:
         heads = {a for i in node.weight.index for a in i.axes} - {*roles["c"], *roles["d"]}

@@ -16,6 +16,8 @@ from typing import Any
 FLOATS = ("float64", "float32", "bfloat16", "float16")
 INTEGERS = ("int64", "int32", "int16", "int8", "uint8")
 DTYPES = (*FLOATS, *INTEGERS, "bool")
+FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
+"""What caches of keys and values may hold beside `DTYPES`; no expression is computed in them."""
 
 # Operator -> arity. The result dtype is written on the node; comparisons and logic are bool.
 OPERATORS: Mapping[str, int] = {

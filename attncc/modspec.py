@@ -69,7 +69,9 @@ def _extended(
     operands = Operands(first_extra=len(spec.extras))
     score, mask = spec.score_mod, spec.mask
     if score_mod is not None:
-        scaled = ex.op("mul", ex.Score(score.dtype), ex.Scalar("s0", score.dtype))
+        scaled = next(
+            node for node in score.walk() if isinstance(node, ex.Op) and ex.Scalar("s0", score.dtype) in node.args
+        )
         changed = modfn.trace(score_mod, "score_mod", operands, q.dtype, q.device)
         if changed.dtype != score.dtype:
             changed = ex.op("cast", changed, dtype=score.dtype)

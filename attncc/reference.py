@@ -42,7 +42,7 @@ def attention(
 ) -> Tensor:
     """The attention of `spec` in float64.
 
-    q [B, H, Sq, query_dim], k [B, H/group, Skv, head_dim], v [B, H/group, Skv, value_dim] of any float dtype; `extras`,
+    q [B, H, Sq, query_dim], k [B, H/group, Skv, head_dim], v [B, H/group, Skv, value_dim] of any dtype; `extras`,
     `scalars` and `integers` in the order of the spec. Returns out [B, H, Sq, value_dim], float64.
     """
     return outputs(spec, q, k, v, extras, scalars, integers)["out"]
@@ -76,8 +76,9 @@ def outputs(
     if spec.mask is not None:
         x = torch.where(evaluate(spec.mask, where), x, spec.fill)
     x = x.expand(where["score"].shape)
+    scale = 1.0 if spec.value_scale is None else evaluate(spec.value_scale, where)
     if spec.normalizer == "none":
-        return {"out": x @ v, "weights": x}
+        return {"out": (x * scale) @ v, "weights": x}
     sink = -math.inf if spec.sink is None else evaluate(spec.sink, where)
     columns = torch.cat([x, torch.as_tensor(sink, dtype=torch.float64).expand(*x.shape[:-1], 1)], dim=-1)
     top = columns.amax(-1, keepdim=True)
@@ -85,7 +86,7 @@ def outputs(
     total = torch.where(empty, 0.0, torch.exp(columns - top).sum(-1, keepdim=True))
     nothing = 0.0 if spec.empty_row == "zero" or not sizes["Skv"] else math.nan
     p = torch.where(empty, nothing, torch.exp(x - top) / total)
-    return {"out": p @ v, "max": top[..., 0], "sum": total[..., 0], "weights": p}
+    return {"out": (p * scale) @ v, "max": top[..., 0], "sum": total[..., 0], "weights": p}
 
 
 def score(spec: AttentionSpec, q: Tensor, k: Tensor, where: dict[str, Any]) -> Tensor:

@@ -200,6 +200,8 @@ def sample(fake: Any, sizes: Sizes, trial: str, generator: torch.Generator) -> A
     if fake.is_floating_point():
         tensor = torch.randn(shape, generator=generator, dtype=torch.float64)
         return tensor * 12 if trial == "large" and tensor.ndim > 1 else tensor
+    if fake.dtype == torch.int8 and trial != "visible":  # codes of a cache, or a mask
+        return torch.randint(-3, 4, shape, generator=generator).to(fake.dtype)
     if trial == "random":
         return torch.randint(0, 2, shape, generator=generator).to(fake.dtype)
     return torch.full(shape, trial == "visible").to(fake.dtype)

@@ -3,7 +3,7 @@
     s[b,h,i,j] = sum over d of element(q[b,h,i,d], k[b,h // group,j,d])       (q first times W when bilinear)
     x[b,h,i,j] = score_mod(s, b, h, i, j)                                      then `fill` where the mask is false
     p[b,h,i,:] = softmax of x[b,h,i,:] over the keys                           or x itself, normalizer "none"
-    o[b,h,i,e] = sum over j of p[b,h,i,j] * v[b,h // group,j,e]
+    o[b,h,i,e] = sum over j of p[b,h,i,j] * value_scale(b,h,j) * v[b,h // group,j,e]
 
 A softmax may run over one more column, the `sink`, whose weight is dropped: sink 0 is the "softmax plus one".
 
@@ -31,6 +31,8 @@ OUTPUTS = ("out", "max", "sum", "weights")
 """What an attention can give, in the order in which it gives it."""
 SCORE = ex.Score()
 DOT = ex.op("mul", ex.Elem("q"), ex.Elem("k"))
+CODES = ("int8", *ex.FLOAT8)
+"""What the elements of a quantised k or v may be: numbers whose scales are in score_mod and value_scale."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,12 @@ class AttentionSpec:
     outputs: tuple[str, ...] = ("out",)
     """"out", then those wanted of "max" (the largest x of a row, sink included), "sum" (of exp(x - max), sink included)
     and "weights" (p). A row that is -inf everywhere has the maximum -inf and the sum 0."""
+    key_dtype: str | None = None
+    """dtype of k where it is one of `CODES`; its elements then count as the numbers that they are."""
+    value_dtype: str | None = None
+    """The same of v."""
+    value_scale: ex.Expr | None = None
+    """A factor of the rows of v: an expression in b, h, j, sizes, scalars, loads. A key's is a factor in score_mod."""
     empty_row: str = "zero"
     """What a row whose x is -inf everywhere gives: "zero" (as SDPA) or "nan" (as softmax). Without keys: zero."""
     extras: tuple[Extra, ...] = ()
@@ -86,6 +94,11 @@ class AttentionSpec:
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether k or v are not plain numbers of `dtype`: codes, or rows with scales."""
+        return any(part is not None for part in (self.key_dtype, self.value_dtype, self.value_scale))
 
     @cached_property
     def json(self) -> str:
@@ -108,7 +121,7 @@ class AttentionSpec:
         data = json.loads(text)
         if not isinstance(data, dict) or data.pop("version", None) != VERSION:
             raise ValueError(f"not an attention spec of version {VERSION}: {text[:80]!r}")
-        for key in ("element", "score_mod", "mask", "sink"):
+        for key in ("element", "score_mod", "mask", "sink", "value_scale"):
             if data.get(key) is not None:
                 data[key] = ex.from_json(data[key])
         data["extras"] = tuple(Extra(*e) for e in data.get("extras", ()))
@@ -128,11 +141,15 @@ class AttentionSpec:
             parts.append(f"mask {ex.pretty(self.mask)} else {self.fill:g}")
         if self.sink is not None:
             parts.append(f"sink {ex.pretty(self.sink)}")
+        if self.value_scale is not None:
+            parts.append(f"v times {ex.pretty(self.value_scale)}")
         if len(self.outputs) > 1:
             parts.append(f"gives {', '.join(self.outputs)}")
+        kept = dict.fromkeys(d for d in (self.key_dtype, self.value_dtype) if d is not None)
+        cache = f" over {' and '.join(kept)}" if kept else ""
         heads = f", {self.group} query heads a key head" if self.group > 1 else ""
         kind = "softmax" if self.normalizer == "softmax" else "unnormalized"
-        return f"{kind} attention {self.dtype} D={self.head_dim} E={self.value_dim}{heads}: {'; '.join(parts)}"
+        return f"{kind} attention {self.dtype}{cache} D={self.head_dim} E={self.value_dim}{heads}: {'; '.join(parts)}"
 
 
 def _encode(value: Any) -> Any:
@@ -156,6 +173,8 @@ def _check(spec: AttentionSpec) -> None:
     """Reject what is not an attention: unknown names, a mask that reads the score, a score_mod that does not."""
     _need(spec.dtype in ex.FLOATS, f"dtype {spec.dtype!r} is not one of {', '.join(ex.FLOATS)}")
     _need(min(spec.head_dim, spec.value_dim, spec.group) >= 1, "head_dim, value_dim and group are at least 1")
+    for kept in (spec.key_dtype, spec.value_dtype):
+        _need(kept is None or kept in CODES, f"k and v are kept in {kept!r}, which is not one of {', '.join(CODES)}")
     _need(spec.empty_row in EMPTY_ROWS, f"empty_row {spec.empty_row!r} is not one of {', '.join(EMPTY_ROWS)}")
     _need([e.name for e in spec.extras] == [f"t{n}" for n in range(len(spec.extras))], "extras are named t0, t1, …")
     _need(spec.scalars == tuple(f"s{n}" for n in range(len(spec.scalars))), "float scalars are named s0, s1, …")
@@ -172,6 +191,7 @@ def _check(spec: AttentionSpec) -> None:
     _check_leaves(spec, "score_mod", spec.score_mod, ex.AXES)
     _check_leaves(spec, "mask", spec.mask, ex.AXES)
     _check_leaves(spec, "sink", spec.sink, ("b", "h", "i"))
+    _check_leaves(spec, "value_scale", spec.value_scale, ("b", "h", "j"))
 
 
 def _check_normalizer(spec: AttentionSpec) -> None:

@@ -17,6 +17,7 @@ from attncc import expr as ex
 from attncc import index as ix
 from attncc import ir
 from attncc.passes.build_spec import SpecBuilder
+from attncc.passes.codes import Rows, rows
 from attncc.passes.leaks import Candidate, known_values, with_outputs
 from attncc.passes.operand_dtype import before_cast, common_dtype
 from attncc.passes.pointwise import check_pointwise, is_attention, match_pointwise, split_zero
@@ -164,12 +165,16 @@ def _attention(
     covers = covered(reader, weights, scored.products)
     roles = _with_fixed_group(graph, roles, score)
     axes_by_role = {"b": roles.b, "h": roles.h, "i": roles.i, "j": roles.j}
-    (q, *dtypes), (k, *other), (v, *last) = (before_cast(graph, a, sizes) for a in (score.q, score.k, v))
-    dtype = common_dtype(contract.name, [*dtypes, *other, *last])
+    q, entered = before_cast(graph, score.q, sizes)
+    k = rows(graph, score.k, sizes, score.inner) if score.element is None else Rows(*before_cast(graph, score.k, sizes))
+    values = rows(graph, v, sizes, roles.e)
+    dtype = common_dtype(contract.name, [entered, k.dtype, values.dtype])
+    weights = weights if k.scale is None else replace(weights, x=_times(weights.x, score.load, k.scale))
     builder = SpecBuilder(graph, axes_by_role, sizes, "float64" if dtype == "float64" else "float32", score.load)
     x, mask, fill, empty_row = _masked(weights, score.load, contract.name)
     score_mod = builder.convert(x)
     mask = None if mask is None else builder.convert(mask)
+    value_scale = None if values.scale is None else builder.convert(values.scale)
     sink = None if weights.sink is None else builder.convert(simplify(weights.sink, score.load))
     static: list[tuple[Dim, int]] = []
 
@@ -202,6 +207,9 @@ def _attention(
         fill=fill,
         normalizer=weights.normalizer,
         sink=sink,
+        key_dtype=k.codes,
+        value_dtype=values.codes,
+        value_scale=value_scale,
         empty_row=empty_row,
         extras=tuple(builder.declared),
         scalars=tuple(f"s{n}" for n in range(len(builder.scalars))),
@@ -212,11 +220,17 @@ def _attention(
     all_roles = (*axes_by_role.items(), ("r", roles.r), ("d", score.inner), ("c", score.rows), ("e", roles.e))
     attention = ir.Attention(
         contract.name, contract.dtype, tuple(sizes.items()), contract.dims,
-        q, k, v, weight, tuple(builder.extras), spec, all_roles,
+        q, k.access, values.access, weight, tuple(builder.extras), spec, all_roles,
         tuple(builder.scalars), tuple(builder.integers), tuple(static), covers,
     )  # fmt: skip
     known = known_values(graph, access, sizes, weights.rows)
     return Candidate(attention, scored.products, frozenset(covers), known, scored.made)
+
+
+def _times(x: ex.Expr, score: ex.Load, factor: ex.Expr) -> ex.Expr:
+    """x with the score times a factor in the place of the score."""
+    scaled = ex.op("mul", score, factor, dtype=score.dtype)
+    return ex.substitute(x, lambda part: scaled if part == score else None)
 
 
 def _masked(weights: Weights, score: ex.Load, name: str) -> tuple[ex.Expr, ex.Expr | None, float, str]:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from attncc import reference
+from attncc.expr import FLOAT8
+from attncc.runtime import eager
 from attncc.schedules.family import Family, Problem
 from attncc.spec import AttentionSpec
 from attncc.target import Target, detect
@@ -52,18 +54,26 @@ def make_case(
     strided: bool = False,
     **more: Any,
 ) -> Case:
-    """Normal random q, k, v. `strided` makes them [B, H, S, D] views of [B, S, H, D] memory, one element in."""
-    generator = torch.Generator().manual_seed(seed)
-    dtype = reference.TORCH_DTYPES[spec.dtype]
+    """Normal random q, k, v, but int8 evenly.
 
-    def rows(heads: int, length: int, width: int) -> Tensor:
+    `strided` makes them [B, H, S, D] views of [B, S, H, D] memory, one element in.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def numbers(kept: str | None, *shape: int) -> Tensor:
+        if kept == "int8":
+            return torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8)
+        return torch.randn(shape, generator=generator).to(eager.torch_dtype(kept or spec.dtype))
+
+    def rows(heads: int, length: int, width: int, kept: str | None = None) -> Tensor:
         if not strided:
-            return torch.randn(batch, heads, length, width, generator=generator).to(dtype)
-        flat = torch.randn(1 + batch * length * heads * width, generator=generator).to(dtype)
+            return numbers(kept, batch, heads, length, width)
+        flat = numbers(kept, 1 + batch * length * heads * width)
         return flat[1:].view(batch, length, heads, width).transpose(1, 2)
 
     q = rows(kv_heads * spec.group, q_len, spec.query_dim or spec.head_dim)
-    k, v = rows(kv_heads, kv_len, spec.head_dim), rows(kv_heads, kv_len, spec.value_dim)
+    k = rows(kv_heads, kv_len, spec.head_dim, spec.key_dtype)
+    v = rows(kv_heads, kv_len, spec.value_dim, spec.value_dtype)
     return Case(spec, q, k, v, extras, scalars, integers, **more)
 
 
@@ -95,7 +105,8 @@ def run_all(family: Family, case: Case, target: Target | None = None) -> dict[st
     }
     numbers = (*map(float, case.scalars), *map(int, case.integers))
     outputs = (out, *more.values())
-    kernel(torch.from_numpy(launch.work), case.q, case.k, case.v, *case.extras, *outputs, *workspaces, *numbers, 0)
+    k, v = (t.view(torch.uint8) if str(t.dtype)[6:] in FLOAT8 else t for t in (case.k, case.v))
+    kernel(torch.from_numpy(launch.work), case.q, k, v, *case.extras, *outputs, *workspaces, *numbers, 0)
     return {"out": out, **more}
 
 
@@ -125,7 +136,9 @@ def check(family: Family, case: Case, target: Target | None = None) -> Tensor:
     """Run and compare with the float64 oracle; gives the output. Raises AssertionError on a difference."""
     found = run_all(family, case, target)
     expected = reference.outputs(case.spec, case.q, case.k, case.v, case.extras, case.scalars, case.integers)
-    assert_near(case.spec, found["out"], expected["out"], case.v * max(1.0, weight_of(case.spec, expected["weights"])))
+    assert_near(
+        case.spec, found["out"], expected["out"], mixed(case) * max(1.0, weight_of(case.spec, expected["weights"]))
+    )
     for name, values in found.items():
         if name == "weights":
             assert_close(name, values, expected[name], tolerance_of(case.spec))
@@ -135,6 +148,17 @@ def check(family: Family, case: Case, target: Target | None = None) -> Tensor:
             factor = max(1.0, float(expected["sum"].nan_to_num().max())) if name == "sum" else 1.0
             assert_close(name, values, expected[name], 16 * ULP[str(values.dtype)[6:]] * max(1.0, largest) * factor)
     return found["out"]
+
+
+def mixed(case: Case) -> Tensor:
+    """v as the attention mixes it; where its rows have scales, an upper bound of it."""
+    if case.spec.value_scale is None:
+        return case.v.double()
+    sizes = {"B": case.q.shape[0], "H": case.q.shape[1], "Sq": case.q.shape[2], "Skv": case.k.shape[2]}
+    names = (*(e.name for e in case.spec.extras), *case.spec.scalars, *case.spec.integers)
+    where = dict(zip(names, (*case.extras, *case.scalars, *case.integers), strict=True))
+    scale = reference.evaluate(case.spec.value_scale, {**where, **sizes, **reference.grid(sizes)})
+    return case.v.double() * scale.abs().max()
 
 
 def weight_of(spec: AttentionSpec, weights: Tensor) -> float:

@@ -137,6 +137,12 @@ def partial_sinks(sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, ...
     return (sinks,)
 
 
+def scales(sizes: Sizes, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """[B, H, Skv] for the keys, and for the values, as views of [B, Skv, H] memory: of codes up to 128."""
+    shape = (sizes.batch, sizes.kv_len, sizes.heads)
+    return tuple((torch.rand(shape, generator=generator) / 64).transpose(1, 2) for _ in range(2))
+
+
 ATTENTIONS: dict[str, Attention] = {
     "plain": Attention({"score_mod": SCALED}),
     "unscaled": Attention({}),
@@ -352,6 +358,28 @@ ATTENTIONS: dict[str, Attention] = {
     ),
     "additive": Attention(
         {"element": ex.op("mul", ex.op("tanh", ex.op("add", ex.Elem("q"), ex.Elem("k"))), num(0.5))},
+    ),
+    "int8 cache, scales by token": Attention(
+        {
+            "score_mod": ex.op("mul", SCALED, load("t0", B, H, KEY)),
+            "mask": CAUSAL,
+            "key_dtype": "int8",
+            "value_dtype": "int8",
+            "value_scale": load("t1", B, H, KEY),
+            "extras": (Extra("t0", "float32", 3), Extra("t1", "float32", 3)),
+        },
+        scales,
+    ),
+    "float8 cache, scales by head": Attention(
+        {
+            "score_mod": ex.op("mul", SCALED, load("t0", H)),
+            "key_dtype": "float8_e4m3fn",
+            "value_dtype": "float8_e5m2",
+            "value_scale": load("t0", H),
+            "outputs": ("out", "max", "sum", "weights"),
+            "extras": (Extra("t0", "float32", 1),),
+        },
+        normal("heads"),
     ),
     "negative distance": Attention(
         {

@@ -14,12 +14,14 @@ import operator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from attncc import expr as ex
 from attncc._tvm import Buffer, T, tirx
 from attncc.algorithm.blocks import repeat, scope, stage, store, tile
 from attncc.algorithm.decode_parts import Columns, columns, exp, finite, head_columns
 from attncc.algorithm.decode_weights import keep_block
 from attncc.algorithm.lower_expr import lower
 from attncc.algorithm.numeric import cast
+from attncc.algorithm.storage import loaded
 
 if TYPE_CHECKING:
     from attncc.algorithm.decode_tile import Tile
@@ -88,7 +90,7 @@ def _dot(
                 store(sums, [vr, vn, vl], t.kernel.zero())
             column = part.start + (vd * part.width + vl) * part.pairs + sum(axes[4:])
             key = start + T.min(first_key + at + vn, count - 1)
-            value = cast(t.dtype, k[t.batch, t.kv_head, key, column])
+            value = loaded(t.spec.key_dtype or t.spec.dtype, t.dtype, k[t.batch, t.kv_head, key, column])
             head, _ = t.kernel.place(t.kv_head, first_row + vr)
             env = replace(
                 t.kernel.env(b=t.batch, h=head, d=column),
@@ -120,6 +122,8 @@ def _weigh(t: Tile, start: Any, count: Any, row: Any) -> None:
         keep_block(t, t.kernel.kept, row, start, count, weights)
     if top is not None:
         _softmax(t, row, top, sets)
+    if t.spec.value_scale is not None:
+        _scale(t, t.spec.value_scale, start, count, row, sets)
 
 
 def _softmax(t: Tile, row: Any, top: Buffer, sets: Any) -> None:
@@ -148,6 +152,16 @@ def _softmax(t: Tile, row: Any, top: Buffer, sets: Any) -> None:
         store(t.total, [row, lane], t.new_total[row, lane])
 
 
+def _scale(t: Tile, scale: ex.Expr, start: Any, count: Any, row: Any, sets: Any) -> None:
+    """The weights with which rows of v are summed, where those have scales of their own."""
+    width = t.tiling.strands
+    with scope("scale"), stage("scale_weights", "SS", v=sets, l=width) as (v, lane):
+        at = v * width + lane
+        head, _ = t.kernel.place(t.kv_head, row)
+        env = t.kernel.env(b=t.batch, h=head, j=start + T.min(at, count - 1))
+        store(t.weights, [row, at], t.probabilities[row, at] * cast(t.dtype, lower(scale, env)))
+
+
 def _modified(t: Tile, row: Any, key: Any, score: Any) -> Any:
     """score_mod under the mask."""
     spec = t.spec
@@ -169,7 +183,7 @@ def _weighted_sum(t: Tile, start: Any, count: Any, first_row: Any) -> None:
                 with T.init():
                     sofar = t.output[row, column]
                     store(sums, [vr, vc, vl], sofar * t.decay[row] if t.kernel.normalizes else sofar)
-                value = cast(t.dtype, v[t.batch, t.kv_head, start + vn, column])
-                store(sums, [vr, vc, vl], sums[vr, vc, vl] + t.probabilities[row, vn] * value)
+                value = loaded(t.spec.value_dtype or t.spec.dtype, t.dtype, v[t.batch, t.kv_head, start + vn, column])
+                store(sums, [vr, vc, vl], sums[vr, vc, vl] + t.weights[row, vn] * value)
             with stage(f"keep_output.{number}", "SSS", **shape) as (vr, vc, vl):
                 store(t.output, [first_row + vr, part.start + vc * part.width + vl], sums[vr, vc, vl])

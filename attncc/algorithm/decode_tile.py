@@ -45,7 +45,9 @@ class Tile:
     scores: Buffer
     """[rows, keys]: x"""
     probabilities: Buffer
-    """[rows, keys]"""
+    """[rows, keys]: p"""
+    weights: Buffer
+    """[rows, keys]: p, times the scales of v where it has any"""
     output: Buffer
     """[rows, value_dim]: the sum of p v so far"""
     maximum: Buffer
@@ -100,6 +102,7 @@ def open_tile(kernel: Kernel, number: Var) -> Tile:
     if by_data(spec):  # undivided tiles come in any order
         split = T.Select(kernel.splits == 1, T.int64(0), split)
     rows, keys = kernel.padded_rows, tiling.keys
+    probabilities = tile("probabilities", (rows, keys), dtype)
     return Tile(
         kernel, batch, kv_head,
         split=let("split", split),
@@ -111,7 +114,8 @@ def open_tile(kernel: Kernel, number: Var) -> Tile:
         query=tile("query", (rows, spec.head_dim), dtype if tiling.pairs == 1 else "uint16"),
         raw=tile("raw", (rows, keys), dtype),
         scores=tile("scores", (rows, keys), dtype),
-        probabilities=tile("probabilities", (rows, keys), dtype),
+        probabilities=probabilities,
+        weights=probabilities if spec.value_scale is None else tile("weights", (rows, keys), dtype),
         output=tile("output", (rows, spec.value_dim), dtype),
         **{name: tile(name, (rows,), dtype) for name in ("maximum", "new_maximum", "base", "decay")},
         **{name: tile(name, (rows, tiling.strands), dtype) for name in ("total", "new_total")},

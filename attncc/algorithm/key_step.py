@@ -19,7 +19,7 @@ from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, 
 from attncc.algorithm.lower_expr import lower
 from attncc.algorithm.pair_loads import elements, from_tiles, pair_loads, turned
 from attncc.algorithm.prefill_tile import Tile
-from attncc.algorithm.storage import pack, storage_dtype
+from attncc.algorithm.storage import loaded, pack, storage_dtype
 from attncc.algorithm.transpose import Source, transpose
 
 OPAQUE = """
@@ -118,7 +118,7 @@ class _Step:
             k = tile("k_tile", (keys, spec.head_dim), t.tiling.storage)
             s = tile("raw_score", (keys, queries), t.dtype)
             with stage(self.name("load_k"), "SS", n=keys, d=spec.head_dim) as (n, d):
-                store(k, [n, d], pack(t.tiling.dtype, t.signature.k[t.batch, t.kv_head, self.key_row(n), d]))
+                store(k, [n, d], self.packed(spec.key_dtype, t.signature.k[t.batch, t.kv_head, self.key_row(n), d]))
             with stage(self.name("qk"), "SSR", n=keys, m=queries, d=spec.head_dim) as (n, m, d):
                 with T.init():
                     store(s, [n, m], tirx.const(0.0, t.dtype))
@@ -208,10 +208,20 @@ class _Step:
         """An element of v as its tile holds it; 0 past the end, where infinity times no probability would be NaN."""
         t = self.t
         column = e if t.tiling.columns == t.spec.value_dim else T.min(e, t.spec.value_dim - 1)
-        value = pack(t.tiling.dtype, t.signature.v[t.batch, t.kv_head, self.key_row(n), column])
+        value = self.packed(t.spec.value_dtype, t.signature.v[t.batch, t.kv_head, self.key_row(n), column], n)
         if not self.edge:
             return value
         return T.Select(self.key(n) < t.signature.sizes["Skv"], value, tirx.const(0, t.tiling.storage))
+
+    def packed(self, dtype: str | None, value: Any, scaled: Any = None) -> Any:
+        """An element of k or v, kept in `dtype`, as its tile holds it; of v times the scale of its row `scaled`."""
+        t, scale = self.t, self.t.spec.value_scale
+        if scaled is not None and scale is not None:
+            env = t.env(0, self.key_row(scaled), None)
+            value = loaded(dtype or t.spec.dtype, t.dtype, value) * numeric.cast(t.dtype, lower(scale, env))
+        elif dtype is not None:
+            value = loaded(dtype, t.dtype, value)
+        return pack(t.tiling.dtype, value)
 
     def commit_output(self) -> None:
         with (

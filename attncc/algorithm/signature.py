@@ -1,7 +1,8 @@
 """The arguments of every attention kernel, in one order: the contract between generated code and the runtime.
 
     work      int32 [n_tiles, 4]
-    q, k, v   [B, H, Sq, query_dim], [B, G, Skv, head_dim], [B, G, Skv, value_dim] in the spec's dtype, G = H / group
+    q, k, v   [B, H, Sq, query_dim], [B, G, Skv, head_dim], [B, G, Skv, value_dim] in the spec's dtype, G = H / group;
+              k and v in their own where they have one, float8 as uint8
     t0, t1 …  the spec's extras; any sizes and strides (0 where broadcast), rank 0 allowed
     out       [B, H, Sq, value_dim] in the spec's dtype
     max, sum  [B, H, Sq] in the compute dtype, contiguous: only where the spec's outputs name them
@@ -23,6 +24,7 @@ from functools import partial
 from typing import Any
 
 from attncc._tvm import Buffer, IRBuilder, T, Var
+from attncc.algorithm.storage import memory_dtype
 from attncc.spec import AttentionSpec
 
 NAME = "attention"
@@ -95,8 +97,8 @@ def declare(spec: AttentionSpec, workspace_ranks: Sequence[int] = ()) -> Signatu
     batch, heads, kv_heads, q_len, kv_len = sizes.values()
     work = _argument("work", (_size("n_tiles"), 4), "int32", [])
     q = _rows("q", (batch, heads, q_len, spec.query_dim or spec.head_dim), spec.dtype)
-    k = _rows("k", (batch, kv_heads, kv_len, spec.head_dim), spec.dtype)
-    v = _rows("v", (batch, kv_heads, kv_len, spec.value_dim), spec.dtype)
+    k = _rows("k", (batch, kv_heads, kv_len, spec.head_dim), memory_dtype(spec.key_dtype or spec.dtype))
+    v = _rows("v", (batch, kv_heads, kv_len, spec.value_dim), memory_dtype(spec.value_dtype or spec.dtype))
     extras = {}
     for extra in spec.extras:
         shape = tuple(_size(f"{extra.name}_size{n}") for n in range(extra.rank))

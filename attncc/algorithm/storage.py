@@ -6,15 +6,40 @@ alone, and an intrinsic then finds the sixteen bits that it expects.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from attncc._tvm import tirx
 from attncc.algorithm import numeric
+from attncc.expr import FLOAT8
 
 
 def storage_dtype(dtype: str) -> str:
     """The dtype of a buffer that holds numbers of `dtype`."""
     return "uint16" if dtype == "bfloat16" else dtype
+
+
+def memory_dtype(dtype: str) -> str:
+    """The dtype of an argument of a kernel that holds numbers of `dtype`: float8 comes as its bits."""
+    return "uint8" if dtype in FLOAT8 else dtype
+
+
+def loaded(dtype: str, compute: str, value: Any) -> Any:
+    """What an argument of `dtype` holds, in the compute dtype; a few instructions a vector, and exact.
+
+    float8 goes by way of float16, whose conversion hardware has. e5m2 is the upper half of one. e4m3fn has another
+    exponent and no infinity: its bits in a float16's places are 2^-8 of its value, subnormals included, but for NaN.
+    """
+    if dtype == "float8_e5m2":
+        bits = tirx.shift_left(tirx.Cast("uint16", value), tirx.const(8, "uint16"))
+        return numeric.cast(compute, tirx.reinterpret("float16", bits))
+    if dtype == "float8_e4m3fn":
+        signed = tirx.Cast("int16", tirx.reinterpret("int8", value))
+        bits = tirx.bitwise_and(tirx.shift_left(signed, tirx.const(7, "int16")), tirx.const(-0x4001, "int16"))
+        finite = numeric.cast(compute, tirx.reinterpret("float16", bits)) * tirx.const(256.0, compute)
+        nan = tirx.EQ(tirx.bitwise_or(value, tirx.const(0x80, "uint8")), tirx.const(0xFF, "uint8"))
+        return tirx.Select(nan, tirx.const(math.nan, compute), finite)
+    return numeric.cast(compute, value)
 
 
 def pack(dtype: str, value: Any) -> Any:

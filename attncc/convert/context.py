@@ -95,6 +95,12 @@ def dtype_name(dtype: torch.dtype) -> str:
     return name
 
 
+def kept_dtype_name(dtype: torch.dtype) -> str:
+    """The same for a value that is only kept, viewed and converted: float8 too."""
+    name = str(dtype).removeprefix("torch.")
+    return name if name in ex.FLOAT8 else dtype_name(dtype)
+
+
 def result(node: fx.Node) -> torch.Tensor:
     """The fake tensor that a node makes. Raises Unsupported where it makes none."""
     value = node.meta.get("val")

@@ -18,7 +18,17 @@ from torch import fx
 from attncc import ir
 from attncc.bodies import bodies
 from attncc.convert.attention import is_attention
-from attncc.convert.context import LOWERINGS, Context, Unsupported, as_dtype, dtype_name, map_node, shape_of, space
+from attncc.convert.context import (
+    LOWERINGS,
+    Context,
+    Unsupported,
+    as_dtype,
+    dtype_name,
+    kept_dtype_name,
+    map_node,
+    shape_of,
+    space,
+)
 from attncc.convert.sizes import fix_attention_sizes, hints, sizes_at_hand
 from attncc.symbolic import Dim, equal
 
@@ -134,7 +144,7 @@ class _Driver:
             return kind(node.name, "none", **fields)
         axes, dims = space(shape_of(value))
         try:
-            return kind(node.name, dtype_name(value.dtype), axes, dims, **fields)
+            return kind(node.name, kept_dtype_name(value.dtype), axes, dims, **fields)
         except Unsupported:
             return kind(node.name, "none", axes, dims, **fields)
 
@@ -170,7 +180,7 @@ class _Driver:
         """The converted value has the shape and dtype that PyTorch says. A lowering that is wrong is not used."""
         shape = shape_of(value)
         right = len(shape) == len(made.shape) and all(map(equal, shape, made.shape))
-        if not right or made.dtype != dtype_name(value.dtype):
+        if not right or made.dtype != kept_dtype_name(value.dtype):
             raise Unsupported(f"conversion gave {made.dtype}{list(made.shape)} for {value.dtype}{list(shape)}")
 
     def is_effect(self, node: fx.Node) -> bool:

@@ -17,8 +17,8 @@ def operands(spec: AttentionSpec, given: Operands, layout: str) -> None:
     q, k, v, extras, scalars, integers = given
     if layout not in LAYOUTS:
         raise ValueError(f"attncc::attention: layout {layout!r} is not one of {', '.join(LAYOUTS)}")
-    dtype = torch_dtype(spec.dtype)
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
+    dtypes = (spec.dtype, spec.key_dtype or spec.dtype, spec.value_dtype or spec.dtype)
+    for name, tensor, dtype in zip("qkv", (q, k, v), map(torch_dtype, dtypes), strict=True):
         if tensor.ndim != 4:
             raise ValueError(f"attncc::attention: {name} has shape {_shape(tensor)}, not the rank 4 of [B, H, S, D]")
         if tensor.dtype != dtype:
@@ -69,7 +69,7 @@ def _extras(spec: AttentionSpec, q: Tensor, k: Tensor, extras: Sequence[Tensor])
                 f"attncc::attention: the bilinear form has shape {list(shapes[spec.bilinear])}, not {list(weight)} "
                 f"or {[q.shape[1], *weight]}"
             )
-    for tree in (spec.element, spec.score_mod, spec.mask, spec.sink):
+    for tree in (spec.element, spec.score_mod, spec.mask, spec.sink, spec.value_scale):
         for node in tree.walk() if tree is not None else ():
             if isinstance(node, ex.Load):
                 _load(node, shapes[node.tensor], sizes)

@@ -67,7 +67,8 @@ def outputs(spec: AttentionSpec, operands: Operands, layout: str = "bhsd") -> li
     x = x.to(compute).expand(sizes["B"], sizes["H"], sizes["Sq"], sizes["Skv"])
     sink = None if spec.sink is None else evaluator.run(spec.sink).to(compute).expand(*x.shape[:3], 1)
     p = x if spec.normalizer == "none" else _softmax(x, sink, spec.empty_row)
-    found = {"out": lay_out(_grouped(p, wide_v, spec.group).to(q.dtype), layout)}
+    weights = p if spec.value_scale is None else p * evaluator.run(spec.value_scale).to(compute)
+    found = {"out": lay_out(_grouped(weights, wide_v, spec.group).to(q.dtype), layout)}
     if "weights" in spec.outputs:
         found["weights"] = p.to(q.dtype).contiguous()
     if "max" in spec.outputs or "sum" in spec.outputs:

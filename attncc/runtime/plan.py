@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from attncc.expr import FLOAT8
 from attncc.runtime import build, check, eager, launcher, stats
 from attncc.runtime.operands import Operands
 from attncc.runtime.scratch import Scratch
@@ -42,6 +43,8 @@ class KernelPlan(Plan):
         self.launcher = launcher.address(min(problem.threads, len(launch.work)), kernel.header)
         self.dtype = eager.torch_dtype(spec.dtype)
         self.scratch = Scratch(launch.workspaces, eager.compute_dtype(spec)) if launch.workspaces else None
+        self.kept = tuple(eager.torch_dtype(d or spec.dtype) for d in (spec.key_dtype, spec.value_dtype))
+        self.as_bits = bool({spec.key_dtype, spec.value_dtype} & {*FLOAT8})
         self.size = (problem.batch, problem.heads, problem.q_len, spec.value_dim)
         self.stride = dense_strides(self.size, layout)
         self.more = more_outputs(spec, (*self.size[:3], problem.kv_len))
@@ -55,6 +58,8 @@ class KernelPlan(Plan):
             k = dense_rows(k)
         if v.stride(3) != 1:
             v = dense_rows(v)
+        if self.as_bits:
+            k, v = self._bits(operands, k, v)
         outputs = [torch.empty_strided(self.size, self.stride, dtype=self.dtype)]
         if self.more:
             outputs += [torch.empty(size, dtype=dtype) for size, dtype in self.more]
@@ -69,6 +74,12 @@ class KernelPlan(Plan):
             scratch.give(workspaces)
         next(self.tick)
         return outputs
+
+    def _bits(self, operands: Operands, k: Tensor, v: Tensor) -> list[Tensor]:
+        """k and v as a kernel reads them: float8 as its bits. It takes any, so the dtypes are checked here."""
+        if (k.dtype, v.dtype) != self.kept:
+            check.operands(self.kernel.spec, operands, self.layout)
+        return [t.view(torch.uint8) if t.dtype.itemsize == 1 and t.is_floating_point() else t for t in (k, v)]
 
     def _explained(self, error: Exception, *tensors: Tensor) -> RuntimeError:
         given = ", ".join(f"{t.dtype} {list(t.shape)} strides {list(t.stride())}" for t in tensors)

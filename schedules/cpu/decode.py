@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from attncc.algorithm.visibility import by_data, safe_maximum
+from attncc.expr import FLOAT8
 from attncc.schedules.cpu import model
 from attncc.schedules.family import Decisions, Declined, Family, Launch, Problem
-from attncc.spec import DOT, AttentionSpec
+from attncc.spec import CODES, DOT, AttentionSpec
 from attncc.target import Target
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ MOST_ROWS = 8
 """From this many query rows a head on, prefill has its vector lanes filled."""
 LEAST_SPLIT = 64
 """Keys that a split is worth: fewer, and the work around them takes longer than reading them."""
-_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2} | dict.fromkeys(CODES, 1)
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Decode(Family):
     def declines(self, spec: AttentionSpec, target: Target) -> Declined | None:
         if target.kind != "cpu":
             return Declined(f"{self.name} is for CPUs, not for {target.kind}")
-        if spec.dtype == "float16" and target.arch == "x86_64" and "f16c" not in target.features:
-            return Declined(f"{self.name} reads float16 with f16c, which {target.mcpu} lacks")
+        halves = {spec.dtype, spec.key_dtype, spec.value_dtype} & {"float16", *FLOAT8}
+        if halves and target.arch == "x86_64" and "f16c" not in target.features:
+            return Declined(f"{self.name} reads {' and '.join(sorted(halves))} with f16c, which {target.mcpu} lacks")
         return None
 
     def suits(self, spec: AttentionSpec, problem: Problem) -> bool:
@@ -55,7 +57,7 @@ class Decode(Family):
         """
         size = max(_BYTES[spec.dtype], 4)
         strands = model.lanes(target, size)
-        fitting = target.l2 // 2 // (spec.head_dim * _BYTES[spec.dtype] + 3 * size * spec.group)
+        fitting = target.l2 // 2 // (spec.head_dim * _BYTES[spec.key_dtype or spec.dtype] + 3 * size * spec.group)
         accumulators = model.registers(target) // 2
         row_chunk = max(n for n in range(1, 5) if spec.group % n == 0)
         return {
@@ -106,7 +108,7 @@ class Decode(Family):
 
     def _pairs(self, spec: AttentionSpec, target: Target) -> bool:
         """Whether q k^T is one instruction a vector, from bfloat16 as it lies in memory."""
-        plain = spec.dtype == "bfloat16" and spec.element == DOT and spec.bilinear is None
+        plain = spec.dtype == "bfloat16" and spec.key_dtype is None and spec.element == DOT and spec.bilinear is None
         return plain and {"avx512f", "avx512bf16"} <= target.features
 
     def _tiling(self, decisions: Decisions) -> Tiling:

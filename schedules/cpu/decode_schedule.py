@@ -53,6 +53,8 @@ class DecodeSchedule:
             self.weighted_sum(number)
         self.unroll_all(self.loops("keep_score")[-2:])
         self.sch.vectorize(self.loops("modify")[-1])
+        if self.spec.value_scale is not None:
+            self.sch.vectorize(self.loops("scale_weights")[-1])
         if self.spec.normalizer == "softmax":
             for name in ("start_sum", "keep_sum", "exp"):
                 self.sch.vectorize(self.loops(name)[-1])

@@ -29,6 +29,8 @@ class PrefillBf16(PrefillFp32):
             return Declined(f"{self.name} multiplies bfloat16, not {spec.dtype}")
         if spec.element != DOT:
             return Declined(f"{self.name} multiplies q by k; the score sums {spec.element}")
+        if spec.quantized:
+            return Declined(f"{self.name} reads keys and values as bfloat16, without scales")
         if spec.head_dim % 2:
             return Declined(f"{self.name} multiplies pairs, and head_dim {spec.head_dim} is odd")
         return None

@@ -59,7 +59,8 @@ class PrefillFp32(Family):
         dtype = compute_dtype(spec)
         function = build(spec, tiling(decisions, columns, dtype))
         registers = Registers(lanes, decisions["vectors"], decisions["key_rows"], decisions["columns"])
-        return PrefillSchedule(function, spec, registers, inline_loads=spec.dtype == dtype).module()
+        in_place = spec.dtype == dtype and not spec.quantized
+        return PrefillSchedule(function, spec, registers, inline_loads=in_place).module()
 
     def launch(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> Launch:
         return prefill_launch(spec, decisions["query_block"], problem)

@@ -53,6 +53,8 @@ class CudaFamily(Family):
         for name, width in (("head_dim", spec.head_dim), ("value_dim", spec.value_dim)):
             if width % 8 or width > _WIDEST:
                 return Declined(f"{name} {width} is not a multiple of 8 up to {_WIDEST}")
+        if spec.quantized:
+            return Declined("keys or values are codes with scales")
         if spec.element != DOT or spec.bilinear is not None:
             return Declined("the score is no dot product of q and k")
         if spec.outputs != ("out",):

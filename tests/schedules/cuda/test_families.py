@@ -48,10 +48,11 @@ def test_reasons_name_what_is_missing() -> None:
 
 
 def test_what_of_the_zoo_is_refused() -> None:
+    caches = [name for name in zoo.ATTENTIONS if "cache, scales" in name]
     products = ["bilinear", "bilinear by head", "additive", "additive by column", "negative distance"]
     outputs = ["plus one", "relu, causal", "statistics", "weights, NaN rows", "weights, finite fill"]
     for family in CUDA:
-        expected = {*products, *outputs, *(["sigmoid"] if family.regime == "decode" else [])}
+        expected = {*products, *caches, *outputs, *(["sigmoid"] if family.regime == "decode" else [])}
         assert {n for n, a in zoo.ATTENTIONS.items() if reason(family, spec(group=2, **a.fields))} == expected
 
 
