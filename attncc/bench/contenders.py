@@ -59,7 +59,10 @@ def captured(case: Case) -> Attention:
 
 
 def sdpa(case: Case) -> Attention:
-    """`scaled_dot_product_attention`; masks but the causal one alone and biases are written out beforehand."""
+    """`scaled_dot_product_attention`; masks but the causal one alone, and biases, are written out beforehand.
+
+    Biases are float32, which SDPA takes for queries of any dtype: in bfloat16, ALiBi's are off by several units.
+    """
     return _sdpa(case, case.only_causal and case.score is None)
 
 
@@ -79,8 +82,6 @@ def _sdpa(case: Case, by_flag: bool) -> Attention:
         raise Absent(f"gives no {case.outputs}")
     causal, grouped = by_flag and case.causal, case.heads != case.kv_heads
     mask, weight = None if causal else additive_mask(case), case.weight() if case.bilinear else None
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask.to(case.torch_dtype)
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if weight is not None:

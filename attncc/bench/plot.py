@@ -62,7 +62,7 @@ def roofline(rows: Sequence[Measured], machine: dict[str, Any], path: Path) -> N
                     label=None,
                 )
         axes.scatter([], [], marker=marker, color="#444444", s=30, label=label)
-    _limits(axes, [row.peak for row in drawn], dtypes)
+    _limits(axes, [result.peak for row in drawn for result in row.results], dtypes)
     axes.set_xlabel("arithmetic intensity: operations a byte of q, k, v and output")
     axes.set_ylabel("GFLOP/s")
     axes.set_title(

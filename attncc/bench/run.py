@@ -105,10 +105,11 @@ class Result:
                 limit, share = self.share(entry.timing.median, entry.case)
                 data |= {"limit": limit, "share": share}
             entries.append(data)
-        return {"case": asdict(self.case), "passed": self.passed, "error_bound": self.bound, "contenders": entries}
+        head = {"case": asdict(self.case), "passed": self.passed, "error_bound": self.bound}
+        return head | {"contenders": entries, "peak": self.peak.to_json()}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], peak: Peak) -> Self:
+    def from_json(cls, data: dict[str, Any]) -> Self:
         """What `to_json` gave."""
         entries = []
         for given in data["contenders"]:
@@ -118,7 +119,7 @@ class Result:
             entry["case"] = None if entry["case"] is None else Case(**entry["case"])
             entry["timing"] = None if entry["timing"] is None else Timing(**entry["timing"])
             entries.append(Entry(**entry))
-        return cls(Case(**data["case"]), tuple(entries), data["error_bound"], peak)
+        return cls(Case(**data["case"]), tuple(entries), data["error_bound"], Peak(**data["peak"]))
 
     def __str__(self) -> str:
         return to_text(self)

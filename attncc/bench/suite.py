@@ -9,7 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +22,7 @@ from attncc._rich import table, to_text
 from attncc.bench import bars, run
 from attncc.bench.bars import Finding
 from attncc.bench.contenders import CONTENDERS
-from attncc.bench.peak import STEPS, Peak, measure
+from attncc.bench.peak import STEPS, measure
 from attncc.bench.rows import CPU, Row, Trial
 from attncc.bench.run import OURS, Result
 from attncc.target import detect
@@ -44,14 +44,21 @@ class Effort:
 QUICK = Effort(turns=3, seconds=0.02, patience=0.5)
 
 
+def effort(quick: bool, turns: int | None = None) -> Effort:
+    """What is spent on a case: `turns` of them where they are asked for."""
+    usual = QUICK if quick else Effort()
+    return usual if turns is None else replace(usual, turns=turns)
+
+
 @dataclass(frozen=True)
 class Measured:
     """A row with what was measured of it."""
 
     row: Row
-    peak: Peak
     results: tuple[Result, ...] = ()
     findings: tuple[Finding, ...] = ()
+    complete: bool = True
+    """Whether all that the row asks for was measured."""
     failure: str = ""
     """Why a row that measures by itself could not."""
 
@@ -66,8 +73,8 @@ class Measured:
             "name": self.row.name,
             "bar": self.row.title,
             "passed": self.passed,
+            "complete": self.complete,
             "failure": self.failure,
-            "peak": self.peak.to_json(),
             "results": [result.to_json() for result in self.results],
             "findings": [finding.to_json() for finding in self.findings],
         }
@@ -75,10 +82,9 @@ class Measured:
     @classmethod
     def from_json(cls, row: Row, data: dict[str, Any]) -> Self:
         """What `to_json` gave."""
-        peak = Peak(**data["peak"])
-        results = tuple(Result.from_json(result, peak) for result in data["results"])
+        results = tuple(Result.from_json(result) for result in data["results"])
         findings = [{name: value for name, value in found.items() if name != "met"} for found in data["findings"]]
-        return cls(row, peak, results, tuple(Finding(**found) for found in findings), data["failure"])
+        return cls(row, results, tuple(Finding(**found) for found in findings), data["complete"], data["failure"])
 
     def __str__(self) -> str:
         return to_text(self)
@@ -170,39 +176,54 @@ def chosen(only: Sequence[str]) -> tuple[Row, ...]:
     return tuple(row for row in CPU if not only or row.name in only)
 
 
-def steps(rows: Sequence[Row], names: Sequence[str] | None, quick: bool) -> int:
-    """How often `measured` calls `say` over all rows, at most."""
-    effort = QUICK if quick else Effort()
-    trials = [trial for row in rows for trial in row.trials(quick)]
-    some = sum(run.steps(_names(trial, names), effort.turns, tuple(trial.variants)) for trial in trials)
-    return some + len(rows) * (STEPS + 1)
+def steps(rows: Sequence[Row], names: Sequence[str] | None, record: Record, spent: Effort) -> int:
+    """How often `measure_row` calls `say` over all rows, at most."""
+    count = 0
+    for row in rows:
+        before = record.rows.get(row.name)
+        if before is None or not before.complete:
+            done = {result.case for result in before.results} if before is not None else set()
+            trials = [trial for trial in row.trials(record.quick) if trial.case not in done]
+            count += (
+                sum(run.steps(_names(trial, names), spent.turns, tuple(trial.variants)) for trial in trials) + STEPS + 1
+            )
+    return count
 
 
-def measured(row: Row, names: Sequence[str] | None, quick: bool, say: Callable[[str], None]) -> Measured:
-    """Run one row; `names` are the contenders that may take part, where not all."""
-    effort = QUICK if quick else Effort()
+def measure_row(
+    row: Row, names: Sequence[str] | None, record: Record, spent: Effort, say: Callable[[str], None]
+) -> Measured:
+    """Run what `record` does not have of a row; `names` are the contenders that may take part, where not all."""
+    before = record.rows.get(row.name)
+    if before is not None and before.complete:
+        return before
     peak = measure(progress=lambda what: say(f"{row.name}: {what}"))
     if row.measure is not None:
         say(f"{row.name}: {row.title}")
         try:
-            return Measured(row, peak, findings=row.measure(quick))
+            return record.add(Measured(row, findings=row.measure(record.quick)))
         except RuntimeError as error:
-            return Measured(row, peak, failure=str(error))
-    results: list[Result] = []
-    for trial in row.trials(quick):
+            return record.add(Measured(row, failure=str(error)))
+    results = [] if before is None else list(before.results)
+    trials = list(row.trials(record.quick))
+    for trial in trials:
+        if any(result.case == trial.case for result in results):
+            continue
         result = run.run(
             trial.case,
             peak,
             names=_names(trial, names),
             variants=trial.variants,
-            turns=effort.turns,
-            seconds=effort.seconds,
-            patience=effort.patience,
+            turns=spent.turns,
+            seconds=spent.seconds,
+            patience=spent.patience,
             expected=lambda name, trial=trial: _expected(results, trial, name),
             say=lambda what: say(f"{row.name}: {what}"),
         )
         results.append(result)
-    return Measured(row, peak, tuple(results), bars.judge(row.bars, results))
+        findings = bars.judge(row.bars, results)
+        record.add(Measured(row, tuple(results), findings, complete=len(results) == len(trials)))
+    return record.rows[row.name]
 
 
 def _names(trial: Trial, names: Sequence[str] | None) -> tuple[str, ...]:
@@ -247,13 +268,14 @@ class Record:
                 f"{path} is not a record of attncc bench --suite: give another file, or remove it"
             ) from error
 
-    def add(self, found: Measured) -> None:
-        """Keep a row, and write the file."""
+    def add(self, found: Measured) -> Measured:
+        """Keep a row, or what there is of it, and write the file."""
         self.rows[found.row.name] = found
         if self.path is not None:
             partial = self.path.with_name(self.path.name + ".part")
             partial.write_text(self.to_json() + "\n")
             partial.replace(self.path)
+        return found
 
     def to_json(self) -> str:
         """All rows in the order of the table."""

@@ -7,8 +7,10 @@ from pathlib import Path
 import typer
 
 
-def run_suite(suite_name: str, only: str | None, quick: bool, json: bool, save: Path | None, plot: Path | None) -> None:
-    """Measure the rows of `only` (all by default) that the file `save` does not have yet. Exit status 1 where attncc is
+def run_suite(
+    suite_name: str, only: str | None, quick: bool, turns: int | None, json: bool, save: Path | None, plot: Path | None
+) -> None:
+    """Measure what the file `save` does not have yet of the rows `only` (all by default). Exit status 1 where attncc is
     outside its error bound.
 
     Raises ValueError for a suite, row, contender or file that is none, before anything is measured.
@@ -26,15 +28,13 @@ def run_suite(suite_name: str, only: str | None, quick: bool, json: bool, save: 
         from attncc.bench.plot import require
 
         require()
-    record = suite.Record(save, quick)
-    missing = [row for row in rows if row.name not in record.rows]
-    with progress(suite.steps(missing, names, quick)) as say:
+    record, spent = suite.Record(save, quick), suite.effort(quick, turns)
+    shown = []
+    with progress(suite.steps(rows, names, record, spent)) as say:
         for row in rows:
-            if row.name not in record.rows:
-                record.add(suite.measured(row, names, quick, say))
+            shown.append(suite.measure_row(row, names, record, spent, say))
             if not json:
-                show(record.rows[row.name])
-    shown = [record.rows[row.name] for row in rows]
+                show(shown[-1])
     if json:
         show_json(record.to_json())
     if plot is not None:

@@ -31,7 +31,7 @@ def bench(
     causal: Annotated[bool, typer.Option("--causal", help="Query i sees keys up to i.")] = False,
     window: Annotated[int | None, typer.Option(min=1, help="Query i sees keys nearer than this.")] = None,
     only: Annotated[str | None, typer.Option(help="Contenders, and rows of a suite, by comma.")] = None,
-    turns: Annotated[int, typer.Option(min=1, help="Interleaved turns that a median is taken of.")] = 9,
+    turns: Annotated[int | None, typer.Option(min=1, help="Interleaved turns that a median is taken of.")] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Windows, caches partly filled, padding, documents.")] = False,
     compile_time: Annotated[bool, typer.Option("--compile-time", help="Capture of models, beside Inductor.")] = False,
     suite: Annotated[str | None, typer.Option(help="A whole table of regimes, each with its bar: cpu.")] = None,
@@ -54,7 +54,7 @@ def bench(
     from attncc.cli._suite import run_suite
 
     if suite is not None:
-        run_suite(suite, only, quick, json, save, plot)
+        run_suite(suite, only, quick, turns, json, save, plot)
         return
     if save is not None or plot is not None:
         raise ValueError("--save and --plot are for --suite cpu")
@@ -65,7 +65,7 @@ def bench(
     shape |= {"head_dim": head_dim, "window": window}
     chosen = _cases(shape, seq, dtype, causal, regime, quick, masks)
     names = _names(only)
-    turns, seconds = (min(turns, 3), 0.03) if quick else (turns, 0.1)
+    turns, seconds = (min(turns or 9, 3), 0.03) if quick else (turns or 9, 0.1)
     results = []
     with progress(peak.STEPS + len(chosen) * run.steps(names, turns)) as say:
         measured = peak.measure(progress=say)

@@ -101,7 +101,7 @@ def test_a_wrong_peer_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert [entry.timing is not None for entry in result.entries] == [False, False, True, True]
     assert "wrong" in str(result) and "about 2.0 s a call" in str(result)
-    again = run.Result.from_json(json.loads(json.dumps(result.to_json())), MACHINE)
+    again = run.Result.from_json(json.loads(json.dumps(result.to_json())))
     assert str(again) == str(result)
 
 
@@ -186,7 +186,7 @@ def test_the_picture(tmp_path: Path) -> None:
     from attncc.bench.plot import roofline
 
     results = (timed(SMALL, sdpa=3e-3, attncc=1e-3), timed(replace(SMALL, dtype="bfloat16"), attncc=1e-4))
-    found = suite.Measured(rows.CPU[0], MACHINE, results)
+    found = suite.Measured(rows.CPU[0], results)
     roofline([found], {"cpu": "a machine", "threads": 1}, tmp_path / "roofline.png")
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
 
