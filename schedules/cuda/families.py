@@ -57,6 +57,8 @@ class CudaFamily(Family):
             return Declined("keys or values are codes with scales")
         if spec.element != DOT or spec.bilinear is not None:
             return Declined("the score is no dot product of q and k")
+        if spec.quantized:
+            return Declined("keys and values are numbers of the dtype of q, not codes with scales")
         if spec.outputs != ("out",):
             return Declined(f"gives only the result, not {', '.join(spec.outputs[1:])}")
         return self.refuses(spec)
