@@ -88,22 +88,20 @@ def cone(target: fx.Node, leaves: Iterable[fx.Node]) -> list[fx.Node]:
     order: list[fx.Node] = list(target.graph.nodes)
     before = order[: order.index(target)]
     while stack:
-        node = stack.pop()
-        if node in stop or isinstance(node.meta.get("val"), torch.SymInt | int):
-            continue
-        for read in _read(node):
-            if read not in needed:
-                needed.add(read)
-                stack.append(read)
-        if not stack:
-            fixed = {key for n in stop for key in storages(n.meta.get("val"))}
-            inner = {key for n in needed - stop for key in storages(n.meta.get("val"))} - fixed
-            for other in before:
-                if other not in needed and any(
-                    key in inner for w in written(other) for key in storages(w.meta.get("val"))
-                ):
-                    needed.add(other)
-                    stack.append(other)
+        while stack:
+            node = stack.pop()
+            if node not in stop and not isinstance(node.meta.get("val"), torch.SymInt | int):
+                fresh = set(_read(node)) - needed
+                needed |= fresh
+                stack += fresh
+        fixed = {key for n in stop for key in storages(n.meta.get("val"))}
+        inner = {key for n in needed - stop for key in storages(n.meta.get("val"))} - fixed
+        stack = [
+            n
+            for n in before
+            if n not in needed and any(key in inner for w in written(n) for key in storages(w.meta.get("val")))
+        ]
+        needed |= set(stack)
     return [n for n in order if n in needed]
 
 

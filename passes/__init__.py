@@ -11,12 +11,14 @@ from attncc.passes.hoist_scale import hoist_scale
 from attncc.passes.merge_bilinear import merge_bilinear
 from attncc.passes.product_sum import product_sum
 from attncc.passes.split_concat import split_concat
+from attncc.passes.split_factors import split_factors
 
 PASSES: tuple[Callable[[ir.Graph], ir.Graph], ...] = (
     # Layouts become names: every node reads what was really computed.
     fold_views,
     # Products in one form: by whatever name, scalars outside, chains of products together.
     product_sum,
+    split_factors,
     hoist_scale,
     merge_bilinear,
     # Softmaxes in one form: further columns as terms of the sum, the division before the product with V.

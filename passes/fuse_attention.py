@@ -123,6 +123,8 @@ def _fused(graph: ir.Graph, contract: ir.Contract) -> Candidate:
 
 
 _NOTHING = ex.Const(0.0, "float32")
+_EXP_IS_ZERO = -750.0
+"""Below this, exp is 0 in float64 and in all smaller dtypes."""
 
 
 @dataclass(frozen=True)
@@ -239,13 +241,24 @@ def _masked(weights: Weights, score: ex.Load, name: str) -> tuple[ex.Expr, ex.Ex
     if weights.normalizer == "none":
         x, mask = split_zero(x, score)
         return x, mask, -math.inf if mask is None else 0.0, "zero"
-    x, mask, fill = split_mask(x, lambda tree: any(node == score for node in tree.walk()))
+    x, mask, fill = split_mask(x if weights.shifted else _vanishing(x), lambda tree: score in tree.walk())
     if weights.seen:
         seen = {part for condition in weights.seen for part in conjuncts(simplify(condition, score))}
         if mask is None or fill > ABSORBING or seen != set(conjuncts(mask)):
             raise Refused("the weights are changed between the softmax and the product with V", name)
         return x, mask, -math.inf, "zero"
     return x, mask, fill, weights.empty_row if mask is None or fill == -math.inf else "zero"
+
+
+def _vanishing(x: ex.Expr) -> ex.Expr:
+    """x with -inf for a finite number that hides keys, of a softmax that subtracts no maximum: there exp makes 0 of
+    both, and 0 / 0 of a row that sees no key."""
+    match x:
+        case ex.Op("where", (condition, yes, no)):
+            return ex.op("where", condition, _vanishing(yes), _vanishing(no))
+        case ex.Const(value) if value < _EXP_IS_ZERO:
+            return ex.Const(-math.inf, x.dtype)
+    return x
 
 
 def _with_fixed_group(graph: ir.Graph, roles: Roles, score: ScoreProduct) -> Roles:

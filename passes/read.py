@@ -55,6 +55,17 @@ class Reader:
                     return self.read(part)
         return self._leaf(access, node)
 
+    def inside(self, leaf: ex.Expr) -> ex.Expr | None:
+        """What a leaf that is a Map of its own is made of; None for other expressions."""
+        if not isinstance(leaf, ex.Load) or leaf not in self.accesses:
+            return None
+        node = self.graph.nodes[leaf.tensor]
+        bound = bind(self.accesses[leaf], node, self.sizes) if isinstance(node, ir.Map) else None
+        if bound is None or not isinstance(node, ir.Map):
+            return None
+        self.through.add(node.name)
+        return self._map(node, bound)
+
     def _map(self, node: ir.Map, bound: Mapping[str, ix.Linear]) -> ex.Expr:
         operands = [self.read(a.substitute(bound)) for a in node.operands]
 

@@ -54,11 +54,25 @@ def score_products(
         except Refused as reason:
             refused = refused or reason
     if not found and refused is None:
-        nodes = (reader.graph.nodes[leaf.tensor] for leaf in x.walk() if isinstance(leaf, ex.Load))
-        notes = [n.note for n in nodes if isinstance(n, ir.Opaque) and n.note]
+        notes = [n for leaf in x.walk() if isinstance(leaf, ex.Load) for n in _notes(reader.graph, leaf.tensor)]
         why = f" ({notes[0]})" if notes else ""
         refused = Refused(f"the softmax is not over a product of queries and keys{why}", contract.name)
     return found, refused
+
+
+def _notes(graph: ir.Graph, name: str) -> list[str]:
+    """What is noted of the operators that have no form in the IR and that a value is or is made of, pointwise."""
+    found: list[str] = []
+    stack, seen = [name], {name}
+    while stack:
+        node = graph.nodes[stack.pop()]
+        if isinstance(node, ir.Opaque) and node.note:
+            found.append(node.note)
+        elif isinstance(node, ir.Map | ir.View):
+            fresh = set(node.reads) - seen
+            seen |= fresh
+            stack += sorted(fresh)
+    return found
 
 
 def _operands(

@@ -158,7 +158,7 @@ def _sink(terms: list[ex.Expr], form: LogForm, statistics: Statistics, name: str
     for term in terms:
         if term == ex.Const(0.0, term.dtype):
             continue
-        found = log_form(term, statistics)
+        found = log_form(uncast(ex.substitute(term, statistics.reader.inside)), statistics)
         if found is None or found.conditions:
             raise Refused("something is added to the sum of the softmax that is no exponential", name)
         if not found.same_shifts(form):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from random import Random
 
 import torch
 import torch.nn.functional as F
-from attention_masks import HIDINGS, Mask, hide, masks
+from attention_masks import HIDINGS, Mask, Pick, a_mask, hide
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -281,23 +281,18 @@ WEIGHT_STEPS: dict[str, Step] = {
 }
 
 
-@st.composite
-def programs(draw: st.DrawFn, wrong: bool = False) -> Program:
-    """Programs with every combination of choices; `wrong` ones have one step that makes them something else."""
-
-    def pick(choices: Any) -> Any:
-        return draw(st.sampled_from(choices))
-
+def a_program(pick: Pick, wrong: bool = False) -> Program:
+    """One program of all combinations of choices; `wrong` ones have a step that makes them something else."""
     layout, step = pick(LAYOUTS), pick(WRONG) if wrong else ""
     queries = pick((2, 3, 5, 7))
     keys = queries if layout == "packed" or step == "weights transposed" else pick((2, 5, 7, 11))
     softmax = pick(SOFTMAXES[:8] if wrong else SOFTMAXES)
-    mask = draw(st.none() | masks())
+    mask = a_mask(pick) if pick((False, True, True, True)) else None
     hiding = pick(HIDINGS)
     if softmax == "relu" and mask is not None:
         hiding = "fill -inf"  # a finite number would do as well, an infinite bias would not: relu(-inf) is 0
-    elif softmax in ("logsumexp", "without maximum"):
-        hiding = "where"  # in a row that is all finfo.min, eager loses the logarithm, or divides by a sum of zeros
+    elif softmax == "logsumexp" or (softmax == "without maximum" and hiding == "add little"):
+        hiding = "where"  # where all is hidden, eager loses the logarithm of -1e9 + 2, or what exp(x - 1e4) is before 0
     result = pick((*RESULTS, *["out"] * 8)) if not wrong and softmax not in ("sigmoid", "relu") else "out"
     # Two matrices with relu between them are a multilayer perceptron as well: a batch tells which it is.
     batch = pick((2, 3) if softmax in ("sigmoid", "relu") else (1, 2, 3))
@@ -305,3 +300,14 @@ def programs(draw: st.DrawFn, wrong: bool = False) -> Program:
         layout, pick(MEMORIES), pick(PRODUCTS), pick(SCALES), mask, hiding, pick(BIASES), softmax, pick(GROUPS),
         pick(OUTPUTS), result, batch, pick((2, 4, 6)), queries, keys, pick((2, 4, 8)), pick((0, 0, 1)) == 1, step,
     )  # fmt: skip
+
+
+def numbered(number: int, wrong: bool = False) -> Program:
+    """The program of a number, the same for ever."""
+    return a_program(Random(f"{'wrong' if wrong else 'right'} {number}").choice, wrong)
+
+
+@st.composite
+def programs(draw: st.DrawFn, wrong: bool = False) -> Program:
+    """Programs that hypothesis draws, other ones whenever a constant somewhere in the sources changes."""
+    return a_program(lambda choices: draw(st.sampled_from(choices)), wrong)

@@ -102,6 +102,13 @@ def capture_directly(
 
     `dynamic` says which sizes are symbols: all, none, or those of these numbers; `verify`, whether sites are replayed.
     """
+    return rewritten(traced(function, args, dynamic), args, again=again, verify=verify)
+
+
+def traced(
+    function: Callable[..., Any], args: Sequence[Tensor], dynamic: bool | Collection[int] = False
+) -> fx.GraphModule:
+    """The graph that the backend would get, in ATen operators. `dynamic` as in `capture_directly`."""
 
     def symbols(tensor: Tensor) -> StatelessSymbolicContext[Any, Any]:
         chosen = tensor.shape if dynamic is True else dynamic or ()
@@ -115,7 +122,14 @@ def capture_directly(
             mode.from_tensor(a, symbolic_context=symbols(a), source=ConstantSource(f"x{n}")) for n, a in enumerate(args)
         ]
         with torch.no_grad(), mode:
-            gm = make_fx(function, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+            return make_fx(function, pre_dispatch=True, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+
+
+def rewritten(
+    gm: fx.GraphModule, args: Sequence[Tensor], *, again: Sequence[Tensor] | None = None, verify: bool = True
+) -> Capture:
+    """What is found in a graph, which is changed, and what it then gives."""
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
         out, found, history = rewrite(gm, verify=verify)
     seen = Capture(OracleInterpreter(out).run(*args), found, graphs=[out], histories=[history])
     if again is not None:

@@ -1,6 +1,6 @@
 """FX to IR: one file a family of ATen operators, each a table of small functions. `convert` is the way in."""
 
-from attncc.convert import activations, attention, composed, contractions, creation, pointwise, views
+from attncc.convert import activations, attention, composed, contractions, creation, distances, pointwise, views
 from attncc.convert.driver import Converted, Source, convert
 from attncc.convert.sizes import fix_divided_sizes, hints
 
@@ -13,6 +13,7 @@ __all__ = [
     "contractions",
     "convert",
     "creation",
+    "distances",
     "fix_divided_sizes",
     "hints",
     "pointwise",

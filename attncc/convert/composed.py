@@ -13,6 +13,7 @@ from attncc.convert.context import (
     Unsupported,
     as_dtype,
     dtype_name,
+    identity,
     lowers,
     map_node,
     result,
@@ -54,21 +55,36 @@ def eye(c: Context, node: fx.Node) -> ir.Node:
 
 @lowers("aten.index_put.default")
 def put(c: Context, node: fx.Node) -> ir.Node:
-    """x[mask] = value, for a mask of all dimensions (or the first ones) and one value."""
+    """x[:, mask] = value, for one mask of dimensions that follow each other and one value."""
     target, places, value = node.args[:3]
     tensor, source = result(node), c.value(target)
-    if _given(node, 3, "accumulate", False) or len(places) != 1 or places[0] is None:
+    masks = [(first, place) for first, place in enumerate(places) if place is not None]
+    if _given(node, 3, "accumulate", False) or len(masks) != 1:
         raise Unsupported("a write at computed positions")
-    mask = c.value(places[0])
-    new = argument(c, value)
-    whole = len(mask.shape) == len(source.shape) and all(map(equal, mask.shape, source.shape))
-    if mask.dtype != "bool" or not whole or (isinstance(new, ir.Node) and new.shape not in ((), (1,))):
+    ((first, place),) = masks
+    mask, new = c.value(place), argument(c, value)
+    if mask.dtype != "bool" or (isinstance(new, ir.Node) and new.shape not in ((), (1,))):
         raise Unsupported("a write at computed positions")
+    mask = _over(c, f"{node.name}.mask", mask, first, source)
 
     def body(k: ex.Expr, x: ex.Expr, y: ex.Expr) -> ex.Expr:
         return op("where", k, as_dtype(x, source.dtype), y)
 
     return map_node(c, node.name, tensor, [mask, new, source], body)
+
+
+def _over(c: Context, name: str, mask: ir.Node, first: int, source: ir.Node) -> ir.Node:
+    """A mask of the dimensions of `source` from `first` on, with further ones of size 1 behind it where it ends early.
+
+    Raises Unsupported where its sizes are not those of the source: a size of 1 does not broadcast in an assignment.
+    """
+    behind = len(source.shape) - first - len(mask.shape)
+    if behind < 0 or not all(map(equal, mask.shape, source.shape[first:])):
+        raise Unsupported("a write at computed positions")
+    if not behind:
+        return mask
+    axes, dims, access = identity(mask)
+    return c.add(ir.View(name, mask.dtype, axes, (*dims, *[()] * behind), access))
 
 
 def _given(node: fx.Node, position: int, name: str, default: Any) -> Any:

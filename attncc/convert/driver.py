@@ -30,7 +30,7 @@ from attncc.convert.context import (
     space,
 )
 from attncc.convert.sizes import fix_attention_sizes, hints, sizes_at_hand
-from attncc.symbolic import Dim, equal
+from attncc.symbolic import Dim, dim, equal
 
 _NO_CHANGE = {"aten.detach_.default", "aten.requires_grad_.default", "aten.set_.source_Tensor"}
 """Operators that PyTorch's schema calls mutable although the elements stay."""
@@ -205,9 +205,22 @@ class _Driver:
                         if known.node is other and known.expires is None and known.position < self.here:
                             known.expires = self.here
                     self.stale[other] = (name, str(node.target), made.name)
-                if other is target and not isinstance(made, ir.Opaque) and made.shape == self.context.nodes[name].shape:
+                known_shape = self.context.nodes[name].shape
+                if _is_alias(other, target) and not isinstance(made, ir.Opaque) and made.shape == known_shape:
                     self.stale.pop(other)
                     self.current[other] = made.name
+
+
+def _is_alias(other: fx.Node, target: fx.Node) -> bool:
+    """Whether two tensors of one storage are the same elements in the same order, as x[:] and x are."""
+    a, b = other.meta["val"], target.meta["val"]
+    places = [((*t.shape, *t.stride(), t.storage_offset()), t.dtype) for t in (a, b)]
+    (left, dtype), (right, wanted) = places
+    return other is target or (
+        dtype == wanted
+        and len(left) == len(right)
+        and all(equal(dim(x), dim(y)) for x, y in zip(left, right, strict=True))
+    )
 
 
 def literal(gm: fx.GraphModule | None, node: fx.Node) -> float | int | bool | None:

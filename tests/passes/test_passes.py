@@ -10,6 +10,7 @@ from attncc.passes.fold_views import fold_views
 from attncc.passes.hoist_scale import hoist_scale
 from attncc.passes.merge_bilinear import merge_bilinear
 from attncc.passes.product_sum import product_sum
+from attncc.passes.split_factors import split_factors
 from attncc.verify import verify
 
 QK = """
@@ -61,6 +62,22 @@ CASES = {
   %e: float32[a, b, c, d] = map{{a: 2, b: 4, c: s0, d: s1}} %s[a, b, c, d]: exp(_0)
   return %e""",
         "%s: float32[a, b, c, d] = map{a: 2, b: 4, c: s0, d: s1} %s.unscaled[a, b, c, d]: (_0 * 0.125)",
+    ),
+    "an operand that no sum moves along is a factor": (
+        split_factors,
+        f"""graph(s0=5, s1=7){QK}
+  %t: float32[a] = input{{a: 4}}
+  %s: float32[a, b, c, d] = contract{{a: 2, b: 4, c: s0, d: s1 | e: 8}} %q[a, b, c, e] * %t[b] * %k[a, b, d, e]
+  return %s""",
+        "%s: float32[a, b, c, d] = map{a: 2, b: 4, c: s0, d: s1} %s.product[a, b, c, d], %t[b]: (_0 * _1)",
+    ),
+    "a matrix between queries and keys is none": (
+        split_factors,
+        f"""graph(s0=5, s1=7){QK}
+  %w: float32[a, b] = input{{a: 8, b: 8}}
+  %s: float32[a, b, c, d] = contract{{a: 2, b: 4, c: s0, d: s1 | e: 8, f: 8}} %q[a, b, c, e] * %w[e, f] * %k[a, b, d, f]
+  return %s""",
+        "contract{a: 2, b: 4, c: s0, d: s1 | e: 8, f: 8} %q[a, b, c, e] * %w[e, f] * %k[a, b, d, f]",
     ),
     "a scale of what is no score stays": (
         hoist_scale,

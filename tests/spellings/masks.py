@@ -65,11 +65,18 @@ def fill_where_hidden(q, k, v, hidden):
     return attend(torch.where(hidden[:, None], torch.finfo(x.dtype).min, x), v)
 
 
-@spelling(waits="assignment under a boolean mask")
+@spelling()
 def fill_by_boolean_assignment(q, k, v, mask):
     x = scores(q, k)
     x[:, :, ~mask] = float("-inf")
     return attend(x, v)
+
+
+@spelling()
+def fill_by_boolean_assignment_under_a_mask_of_keys(q, k, v, keep):
+    x = scores(q, k).transpose(1, 3)
+    x[~keep] = -1e9
+    return attend(x.transpose(1, 3), v)
 
 
 @spelling()

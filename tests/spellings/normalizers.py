@@ -31,7 +31,7 @@ def sink_column_first(q, k, v, sinks):
     return p @ v
 
 
-@spelling(waits="a sink given by its exponential")
+@spelling()
 def sink_in_the_denominator(q, k, v, sinks):
     x = scores(q, k)
     e = x.exp()

@@ -21,10 +21,16 @@ def einsum_with_spaces_as_x_transformers(q, k, v):
     return torch.einsum("b h i j, b h j d -> b h i d", sim.softmax(dim=-1), v)
 
 
-@spelling(waits="a factor among the operands of a product")
+@spelling()
 def einsum_with_the_scale_as_an_operand(q, k, v, scale):
     x = torch.einsum("bhid,bhjd,->bhij", q, k, scale)
     return torch.einsum("bhij,bhje->bhie", x.softmax(-1), v)
+
+
+@spelling()
+def einsum_with_a_temperature_by_head_and_a_gate(q, k, v, slopes):
+    x = torch.einsum("h,bhid,bhjd->bhij", slopes, q, k)
+    return torch.einsum("bhij,bhje,h->bhie", x.softmax(-1), v, slopes)
 
 
 @spelling()

@@ -50,8 +50,6 @@ class Spelling:
     """Why a further site, beside those that are fused, is refused."""
     layout: str | None = None
     """The layout that the function itself is written for; None: heads first, and it does not care."""
-    waits: str = ""
-    """What is missing until it is fused."""
     once: bool = True
     """Whether the same graph serves other batches and lengths; not where Python computes with a length."""
     alike: float = 1e-5

@@ -297,6 +297,26 @@ def negative_distance(q, k, v):
     return attend(x * SCALE, v)
 
 
+@spelling()
+def negative_distance_by_cdist(q, k, v):
+    return attend(-torch.cdist(q, k), v)
+
+
+@spelling()
+def negative_distance_by_norm(q, k, v):
+    return attend(-torch.linalg.vector_norm(q[:, :, :, None] - k[:, :, None], dim=-1), v)
+
+
+@spelling()
+def negative_sum_of_absolute_differences(q, k, v):
+    return attend(-torch.norm(q.unsqueeze(3) - k.unsqueeze(2), p=1, dim=-1) * SCALE, v)
+
+
+@spelling(reason="F.normalize")
+def cosine_similarity_of_all_pairs(q, k, v):
+    return attend(F.cosine_similarity(q[:, :, :, None], k[:, :, None], dim=-1) / 0.1, v)
+
+
 @spelling(reason="values of its own")
 def heads_mixed_before_the_softmax(q, k, v, mixer):
     x = torch.einsum("bhij,hg->bgij", q @ k.mT, mixer)
