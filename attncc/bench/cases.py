@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from attncc.bench import masks
+from attncc.bench.caches import CACHES, quantised, restored
 from attncc.bench.scores import SCORES, ScoreMod
 
 DTYPES = {
@@ -55,6 +56,8 @@ class Case:
     """The score is scale · q W kᵀ, with one W [head_dim, head_dim] (`weight`)."""
     value_dim: int | None = None
     """Columns of v where they are not `head_dim`."""
+    cache: str | None = None
+    """Codes that k and v are kept in, with a scale for each token of a head: a name in `caches.CACHES`."""
     outputs: str = ""
     """What is wanted beside the attention's output: "lse" or "weights"."""
     threads: int | None = None
@@ -90,6 +93,8 @@ class Case:
             raise ValueError(f"tree=True: q_len={self.q_len} drafted tokens are the last of kv_len={self.kv_len} keys")
         if self.score is not None and self.score not in SCORES:
             raise ValueError(f"score={self.score!r} is not one of {', '.join(SCORES)}")
+        if self.cache is not None and self.cache not in CACHES:
+            raise ValueError(f"cache={self.cache!r} is not one of {', '.join(CACHES)}")
         if self.outputs not in ("", "lse", "weights"):
             raise ValueError(f"outputs={self.outputs!r} is not one of lse, weights")
 
@@ -107,6 +112,7 @@ class Case:
             "documents": "{} documents",
             "prefix": "prefix {}",
             "score": "{}",
+            "cache": "{} cache",
             "capacity": "of {}",
             "threads": "{} threads",
         }
@@ -168,14 +174,15 @@ class Case:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of the rows of k and v that some query sees, each read once."""
-        size: int = self.torch_dtype.itemsize
+        """Bytes of the rows of k and v that some query sees, each read once, with their scales."""
+        size: int = self.torch_dtype.itemsize if self.cache is None else 1
+        row = (self.head_dim + self.columns) * size + (0 if self.cache is None else 8)
         rows = self.batch * self.kv_len
         if self.masked:
             parts = [keep for part in self.chunks(self.all_rows) if (keep := self.visible(part)) is not None]
             seen = torch.stack([keep.any(2) for keep in parts])
             rows = int(seen.any(0).sum()) * (self.batch // seen.shape[1])
-        return self.kv_heads * rows * (self.head_dim + self.columns) * size
+        return self.kv_heads * rows * row
 
     @property
     def bytes_moved(self) -> int:
@@ -243,7 +250,10 @@ def _reference_head(
 ) -> tuple[torch.Tensor, ...]:
     """The outputs of head h of batch b."""
     kv_head = h * case.kv_heads // case.heads
-    keys, values, mod = k[b, kv_head].double(), v[b, kv_head].double(), case.score_mod()
+    mod = case.score_mod()
+    keys, values = (t[b, kv_head].double() for t in (k, v))
+    if case.cache is not None:
+        keys, values = (restored(*quantised(t[b, kv_head], case.cache), torch.float64) for t in (k, v))
     found = []
     for rows in case.chunks(case.checked_rows):
         queries = q[b, h, rows].double()

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import attncc
 from attncc.bench import engines, masks
+from attncc.bench.caches import quantised, restored
 from attncc.bench.cases import Case
 from attncc.bench.engines import Absent
 from attncc.bench.scores import ADDITIVE, written_out
@@ -43,7 +44,7 @@ def eager(case: Case) -> Attention:
             return out, scores.logsumexp(-1)
         return (out, weights) if case.outputs else out
 
-    return attention
+    return _restoring(case, attention)
 
 
 def inductor(case: Case) -> Attention:
@@ -88,7 +89,38 @@ def _sdpa(case: Case, by_flag: bool) -> Attention:
             q = q @ weight
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
-    return attention
+    return _restoring(case, attention)
+
+
+def _restoring(case: Case, attention: Attention) -> Attention:
+    """`attention` on a quantised cache, where there is one, whose rows are restored in every call."""
+    if case.cache is None:
+        return attention
+
+    def on_rows(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        return attention(q, *(restored(codes, scales, q.dtype) for codes, scales in (cache(k), cache(v))))
+
+    cache = Quantising(case.cache)
+    return on_rows
+
+
+class Quantising:
+    """Codes and scales of the tensors that it is called with, made once."""
+
+    def __init__(self, cache: str) -> None:
+        """`cache` is a name in `caches.CACHES`."""
+        self.cache = cache
+        self.made: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [B, G, S, D] and scales [B, G, S] of `rows`."""
+        kept = self.made.get(id(rows))
+        if kept is None:
+            kept = self.made[id(rows)] = (
+                rows,
+                *quantised(rows, self.cache),
+            )  # kept alive, so that its id stays its own
+        return kept[1:]
 
 
 def additive_mask(case: Case) -> Tensor | None:
@@ -131,6 +163,8 @@ def _flex(case: Case, blocks: Any, score_mod: Any) -> Attention:
 
     if case.outputs == "weights":
         raise Absent("gives no weights")
+    if case.cache is not None:
+        raise Absent("has no quantised cache")
     compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
     grouped, lse = case.heads != case.kv_heads, case.outputs == "lse"
     weight = case.weight() if case.bilinear else None
@@ -160,7 +194,19 @@ def fused(case: Case) -> Attention:
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Any:
         return attncc.attention(q, k, v, **options)
 
+    if case.cache is not None:
+        return _on_codes(case.cache, options)
     return attention if case.threads is None else _on_threads(attention, case.threads)
+
+
+def _on_codes(name: str, options: dict[str, Any]) -> Attention:
+    cache = Quantising(name)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        (k_codes, k_scale), (v_codes, v_scale) = cache(k), cache(v)
+        return attncc.attention(q, k_codes, v_codes, k_scale=k_scale, v_scale=v_scale, **options)
+
+    return attention
 
 
 def _on_threads(attention: Attention, threads: int) -> Attention:

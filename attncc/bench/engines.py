@@ -36,6 +36,8 @@ def _plain(case: Case, engine: str, *known: str) -> None:
     """Raise `Absent` for what no engine's operator can say."""
     if case.bilinear:
         raise Absent(f"{engine}'s attention has no bilinear score")
+    if case.cache is not None:
+        raise Absent(f"{engine}'s attention has no quantised cache")
     if case.outputs:
         raise Absent(f"{engine}'s attention gives no {case.outputs}")
     if case.dtype not in known:

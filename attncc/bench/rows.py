@@ -132,6 +132,14 @@ def _beyond_cache_in(dtype: str) -> Callable[[Result], bool]:
     return lambda result: _beyond_cache(result) and result.case.dtype == dtype
 
 
+def _caches(quick: bool) -> Iterator[Trial]:
+    for cache in ("int8", "float8_e4m3fn") if quick else ("int8", "float8_e4m3fn", "float8_e5m2"):
+        for kv_heads in (8,) if quick else (32, 8):
+            plain = Case(1, 32, kv_heads, 1, 4096 if quick else 32768, 128, "bfloat16")
+            if plain.bytes_read <= MOST_BYTES:
+                yield Trial(replace(plain, cache=cache), FAST, {"bfloat16 cache": plain})
+
+
 def _few_rows(quick: bool) -> Iterator[Trial]:
     for dtype in ("float32", "bfloat16"):
         for kv_heads in (32,) if quick else (32, 8):
@@ -248,6 +256,12 @@ CPU: tuple[Row, ...] = (
             bars.faster(8.0, "sdpa", _beyond_cache_in("bfloat16")),
             bars.faster(2.0, "sdpa", _beyond_cache_in("float32")),
         ),
+    ),
+    Row(
+        "caches",
+        "int8 and float8 caches beyond L3: at least 85% of read bandwidth, and faster than in bfloat16",
+        _caches,
+        (bars.roofline(0.85, _beyond_cache), bars.faster(1.0, "bfloat16 cache")),
     ),
     Row("few-rows", "cost grows less than linearly in rows", _few_rows, (bars.less_than_linear("one row"),)),
     Row("odd-heads", "at least 70% of the rate of D = 64", _odd_heads, (bars.same_rate(0.7, "D64"),)),

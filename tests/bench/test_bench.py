@@ -39,6 +39,7 @@ MACHINE = peak.Peak(threads=1, fp32_gflops=100.0, bf16_gflops=None, read_gbs=10.
         replace(SMALL, score="relative"),
         replace(SMALL, score="t5"),
         replace(SMALL, threads=1),
+        replace(SMALL, q_len=1, cache="int8"),
     ],
     ids=lambda case: case.label,
 )
@@ -117,6 +118,7 @@ def test_work_and_traffic() -> None:
         {"prefix": 3},
         {"q_len": 54, "tree": True},
         {"score": "none"},
+        {"cache": "int4"},
         {"outputs": "mask"},
     ],
 )
