@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attncc.bench.cases import Case
-from attncc.bench.peak import Peak
-from attncc.bench.run import OURS
+from attncc.bench.run import OURS, Result
 
 if TYPE_CHECKING:
     from attncc.bench.suite import Measured
@@ -32,74 +31,71 @@ def roofline(rows: Sequence[Measured], machine: dict[str, Any], path: Path) -> N
     A point that lies above the slope was read from a cache, not from memory.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
-    drawn = [row for row in rows if any(result.seconds(OURS) for result in row.results)]
+    drawn = [(row.row.name, result) for row in rows for result in row.results if result.seconds(OURS)]
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     axes = figure.subplots()
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    dtypes: dict[str, None] = {}
-    for row, marker in zip(drawn, MARKERS * 2, strict=False):
-        label: str | None = row.row.name
-        for result in row.results:
-            dtypes.setdefault(result.case.dtype)
-            for name, size in ((PEER, 22), (OURS, 30)):
-                seconds = result.seconds(name)
-                if seconds is None:
-                    continue
-                color = COLORS[result.case.dtype]
-                filled = name == OURS
-                axes.scatter(
-                    result.case.flops / result.case.bytes_moved,
-                    result.case.flops / seconds / 1e9,
-                    s=size,
-                    marker=marker,
-                    facecolors=color if filled else "none",
-                    edgecolors="white" if filled else color,
-                    linewidths=0.4 if filled else 0.7,
-                    alpha=0.95 if filled else 0.55,
-                    zorder=3 if filled else 2,
-                    label=None,
-                )
-        axes.scatter([], [], marker=marker, color="#444444", s=30, label=label)
-    _limits(axes, [result.peak for row in drawn for result in row.results], dtypes)
-    axes.set_xlabel("arithmetic intensity: operations a byte of q, k, v and output")
+    axes.set_yscale("log", base=2)
+    _limits(axes, [result for _, result in drawn])
+    names = list(dict.fromkeys(name for name, _ in drawn))
+    markers = dict(zip(names, MARKERS * 2, strict=False))
+    for name, result in drawn:
+        _point(axes, result, markers[name])
+    keys = [axes.scatter([], [], marker=markers[name], color="#555555", s=34, label=name) for name in names]
+    kinds = dict.fromkeys(result.case.dtype for _, result in drawn)
+    keys += [axes.scatter([], [], marker="s", color=COLORS[kind], s=34, label=kind) for kind in kinds]
+    axes.legend(handles=keys, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("operations a byte of q, k, v and output")
     axes.set_ylabel("GFLOP/s")
-    axes.set_title(
-        f"{machine['cpu']}, {machine['threads']} threads: attncc (filled) and SDPA (hollow)", loc="left", fontsize=11
-    )
-    axes.grid(True, which="major", color="#dddddd", linewidth=0.6, zorder=0)
+    title = f"{machine['cpu']}, {machine['threads']} threads: attncc filled, SDPA hollow"
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(True, which="major", color="#e6e6e6", linewidth=0.6, zorder=0)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
 
 
-def _limits(axes: Any, peaks: Sequence[Peak], dtypes: Sequence[str] | dict[str, None]) -> None:
-    """The roof of each dtype: the best peak and bandwidth of the run."""
+def _point(axes: Any, result: Result, marker: str) -> None:
+    """A case as two points, one above the other, and the line between them."""
+    color, x = COLORS[result.case.dtype], intensity(result.case)
+    ours, theirs = (_gflops(result, name) for name in (OURS, PEER))
+    if theirs is not None:
+        axes.plot([x, x], [theirs, ours], color=color, linewidth=0.6, alpha=0.3, zorder=2)
+        axes.scatter(x, theirs, s=20, marker=marker, facecolors="white", edgecolors=color, linewidths=0.7, zorder=3)
+    axes.scatter(x, ours, s=34, marker=marker, color=color, edgecolors="white", linewidths=0.4, zorder=4)
+
+
+def _gflops(result: Result, name: str) -> float | None:
+    seconds = result.seconds(name)
+    return None if seconds is None else result.case.flops / seconds / 1e9
+
+
+def _limits(axes: Any, results: Sequence[Result]) -> None:
+    """The roof of each dtype, of the best peak and bandwidth of the run, over a range that holds all cases."""
     import numpy as np
 
-    if not peaks:
-        return
-    lo, hi = axes.get_xlim()
-    read = max(peak.read_gbs for peak in peaks)
-    intensity = np.geomspace(lo, hi, 200)
-    shown: set[float] = set()
-    for dtype in dtypes:
-        top = max(peak.gflops(dtype) for peak in peaks)
-        if top in shown:
-            continue
-        shown.add(top)
-        axes.plot(intensity, np.minimum(read * intensity, top), color=COLORS[dtype], linewidth=1.2, zorder=1)
-        axes.annotate(
-            f"{dtype} peak {top:.0f} GFLOP/s", (hi, top), xytext=(-4, 4), textcoords="offset points", ha="right",
-            color=COLORS[dtype], fontsize=9,
-        )  # fmt: skip
-    axes.annotate(
-        f"read bandwidth {read:.0f} GB/s", (lo, read * lo), xytext=(10, 24), textcoords="offset points",
-        color="#444444", fontsize=9,
-    )  # fmt: skip
+    found = [intensity(result.case) for result in results]
+    lo, hi = 0.6 * min(found, default=1.0), 1.7 * max(found, default=1.0)
     axes.set_xlim(lo, hi)
+    read = max((result.peak.read_gbs for result in results), default=1.0)
+    roofs: dict[float, list[str]] = {}
+    for dtype in dict.fromkeys(result.case.dtype for result in results):
+        roofs.setdefault(max(result.peak.gflops(dtype) for result in results), []).append(dtype)
+    x = np.geomspace(lo, hi, 400)
+    for top, dtypes in roofs.items():
+        color = COLORS[dtypes[0]]
+        axes.plot(x, np.minimum(read * x, top), color=color, linewidth=1.3, zorder=1)
+        text = f"{' and '.join(dtypes)}: {top:.0f} GFLOP/s"
+        axes.annotate(text, (1.25 * top / read, top), (0, 4), textcoords="offset points", color=color, fontsize=9)
+    middle = (lo * min(roofs, default=read) / read) ** 0.5
+    text = f"{read:.0f} GB/s read from memory"
+    axes.annotate(
+        text, (middle, read * middle), (-8, 2), textcoords="offset points", ha="right", color="#555555", fontsize=9
+    )
 
 
 def intensity(case: Case) -> float:

@@ -1,6 +1,7 @@
 """`attncc bench --suite cpu`: every row of the table from one run, written as it goes and taken up where it stopped.
 
-Peak and bandwidth are measured before each row, which is when they are compared with: a shared machine has slow hours.
+Peak and bandwidth are measured again each minute or so, when rows are compared with them: a shared machine has slow
+hours.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -22,7 +24,7 @@ from attncc._rich import table, to_text
 from attncc.bench import bars, run
 from attncc.bench.bars import Finding
 from attncc.bench.contenders import CONTENDERS
-from attncc.bench.peak import STEPS, measure
+from attncc.bench.peak import STEPS, Peak, measure
 from attncc.bench.rows import CPU, Row, Trial
 from attncc.bench.run import OURS, Result
 from attncc.target import detect
@@ -36,11 +38,15 @@ FORMAT = 1
 class Effort:
     """How long is measured: turns of about `seconds` each, and no more than `patience` seconds for a contender."""
 
-    turns: int = 7
+    turns: int = 5
     seconds: float = 0.05
-    patience: float = 3.0
+    patience: float = 2.5
 
 
+SHORTEST = 0.02
+"""Seconds of a call from which those of a larger case are foretold."""
+PEAK_AGE = 60.0
+"""Seconds after which peak and bandwidth are measured again."""
 QUICK = Effort(turns=3, seconds=0.02, patience=0.5)
 
 
@@ -197,7 +203,7 @@ def measure_row(
     before = record.rows.get(row.name)
     if before is not None and before.complete:
         return before
-    peak = measure(progress=lambda what: say(f"{row.name}: {what}"))
+    peak = record.peak(lambda what: say(f"{row.name}: {what}"))
     if row.measure is not None:
         say(f"{row.name}: {row.title}")
         try:
@@ -231,11 +237,14 @@ def _names(trial: Trial, names: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _expected(results: Sequence[Result], trial: Trial, name: str) -> float:
-    """Seconds of a call of the contender `name`, from the nearest case before that it was timed on; 0 if none was."""
+    """Seconds of a call of the contender `name`, from the case before that it was timed on; 0 if none was.
+
+    Of calls so short that most is overhead, nothing is concluded.
+    """
     case = trial.case
     for result in reversed(results):
         before, seconds = result.case, result.seconds(name)
-        if seconds is not None and (before.dtype, before.score) == (case.dtype, case.score):
+        if seconds is not None and seconds > SHORTEST and (before.dtype, before.score) == (case.dtype, case.score):
             return seconds * _pairs(case) / _pairs(before)
     return 0.0
 
@@ -253,6 +262,7 @@ class Record:
         is no such record."""
         self.path, self.quick, self.machine = path, quick, machine()
         self.rows: dict[str, Measured] = {}
+        self._peak: tuple[float, Peak] | None = None
         if path is not None and path.exists():
             self._take_up(path)
 
@@ -267,6 +277,12 @@ class Record:
             raise ValueError(
                 f"{path} is not a record of attncc bench --suite: give another file, or remove it"
             ) from error
+
+    def peak(self, say: Callable[[str], None]) -> Peak:
+        """What the machine can do, measured `PEAK_AGE` seconds ago at most."""
+        if self._peak is None or time.monotonic() - self._peak[0] > PEAK_AGE:
+            self._peak = time.monotonic(), measure(progress=say)
+        return self._peak[1]
 
     def add(self, found: Measured) -> Measured:
         """Keep a row, or what there is of it, and write the file."""
