@@ -291,8 +291,9 @@ def a_program(pick: Pick, wrong: bool = False) -> Program:
     hiding = pick(HIDINGS)
     if softmax == "relu" and mask is not None:
         hiding = "fill -inf"  # a finite number would do as well, an infinite bias would not: relu(-inf) is 0
-    elif softmax == "logsumexp" or (softmax == "without maximum" and hiding == "add little"):
-        hiding = "where"  # where all is hidden, eager loses the logarithm of -1e9 + 2, or what exp(x - 1e4) is before 0
+    elif softmax == "logsumexp" or (softmax == "without maximum" and hiding in ("add little", "scaled")):
+        # Where all is hidden, eager loses the logarithm of -1e9 + 2; exp(-1e4) is 0, but -1e4 no number that hides.
+        hiding = "where"
     result = pick((*RESULTS, *["out"] * 8)) if not wrong and softmax not in ("sigmoid", "relu") else "out"
     # Two matrices with relu between them are a multilayer perceptron as well: a batch tells which it is.
     batch = pick((2, 3) if softmax in ("sigmoid", "relu") else (1, 2, 3))
