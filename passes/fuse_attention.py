@@ -242,8 +242,9 @@ def _masked(weights: Weights, score: ex.Load, name: str) -> tuple[ex.Expr, ex.Ex
         x, mask = split_zero(x, score)
         return x, mask, -math.inf if mask is None else 0.0, "zero"
     x, mask, fill = split_mask(x if weights.shifted else _vanishing(x), lambda tree: score in tree.walk())
-    if weights.seen:
-        seen = {part for condition in weights.seen for part in conjuncts(simplify(condition, score))}
+    seen = {part for condition in weights.seen for part in conjuncts(simplify(condition, score))}
+    seen -= {part for part in seen if isinstance(part, ex.Const) and part.value}  # a mask of ones hides nothing
+    if seen:
         if mask is None or fill > ABSORBING or seen != set(conjuncts(mask)):
             raise Refused("the weights are changed between the softmax and the product with V", name)
         return x, mask, -math.inf, "zero"

@@ -23,7 +23,8 @@ class Statistics:
         self.keys = set(contract.reduced)
         self.used: dict[str, None] = {}
         self._scores = {leaf.tensor for leaf in weights.walk() if isinstance(leaf, ex.Load) and self._moves(leaf)}
-        self._behind: dict[str, bool] = {}
+        self._computed = {t for t in self._scores if isinstance(reader.graph.nodes[t], ir.Contract | ir.Reduce)}
+        self._behind: dict[tuple[str, bool], bool] = {}
 
     def __call__(self, expr: ex.Expr) -> bool:
         """Whether an expression is a value of the row that is made of such reductions."""
@@ -37,6 +38,11 @@ class Statistics:
     def is_reduction(self, load: ex.Load) -> bool:
         """Whether a leaf is a reduction over what the weights are made of."""
         return isinstance(self.reader.graph.nodes[load.tensor], ir.Reduce) and self._reads_scores(load.tensor)
+
+    def is_made_of_scores(self, load: ex.Load) -> bool:
+        """Whether a leaf is a reduction of products of queries and keys, not of a mask or bias alone."""
+        node = self.reader.graph.nodes[load.tensor]
+        return isinstance(node, ir.Reduce) and self._reads_scores(load.tensor, computed=True)
 
     def reduced(self, load: ex.Load, kind: str) -> ex.Expr | None:
         """What a leaf is the reduction of, over the keys of the contract; None where it is no such reduction.
@@ -74,13 +80,14 @@ class Statistics:
         access = self.reader.accesses.get(load)
         return access is None or bool(axes_of(access) & self.keys)
 
-    def _reads_scores(self, name: str) -> bool:
-        """Whether a value is made of the leaves of the weights, by no product."""
-        if name not in self._behind:
-            self._behind[name] = False
-            reads = self.reader.graph.nodes[name].reads
+    def _reads_scores(self, name: str, computed: bool = False) -> bool:
+        """Whether a value is made of the leaves of the weights, or of those that are `computed`, by no product."""
+        key, leaves = (name, computed), self._computed if computed else self._scores
+        if key not in self._behind:
+            self._behind[key] = False
             nodes = self.reader.graph.nodes
-            self._behind[name] = any(
-                r in self._scores or (isinstance(nodes[r], _PASSED) and self._reads_scores(r)) for r in reads
+            self._behind[key] = any(
+                r in leaves or (isinstance(nodes[r], _PASSED) and self._reads_scores(r, computed))
+                for r in nodes[name].reads
             )
-        return self._behind[name]
+        return self._behind[key]

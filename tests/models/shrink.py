@@ -9,32 +9,33 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from models.inputs import VOCABULARY, accepted
 from torch import nn
 
 HEADS = 4
-VOCABULARY = 99
-LENGTH = 13
-LARGEST = 90_000_000
+LARGEST = 270_000_000
 """Parameters that a model may have to be run here."""
 LARGEST_CYCLE = 8
 """Layers that are kept so that the first of each kind is among them."""
 
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depth",
            "num_encoder_layers", "num_decoder_layers", "num_blocks", "num_block", "num_attention_layers",
-           "num_self_attends_per_block")  # fmt: skip
+           "num_self_attends_per_block", "l_layers", "x_layers", "r_layers")  # fmt: skip
 _HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "encoder_attention_heads",
-          "decoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads")  # fmt: skip
+          "decoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads",
+          "num_self_attention_heads", "num_cross_attention_heads")  # fmt: skip
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "encoder_num_key_value_heads",
              "decoder_num_key_value_heads", "num_global_key_value_heads")  # fmt: skip
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "embedding_dim", "word_embed_proj_dim",
-           "lru_width", "projection_dim", "projection_hidden_size")  # fmt: skip
+           "lru_width", "projection_dim", "projection_hidden_size", "attention_hidden_size")  # fmt: skip
 _INNER = ("intermediate_size", "ffn_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim", "n_inner",
           "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_hidden_size", "mlp_dim")  # fmt: skip
+_STAGES = ("depths", "num_layers_per_stage", "layers_per_stage", "stage_depths", "blocks_per_stage")
+_UNSET = {"prediction_length": 8, "image_token_id": 98, "image_token_index": 98}
 _VOCABULARY = ("vocab_size", "text_vocab_size", "audio_vocab_size", "codebook_size", "vocab_size_per_layer_input",
                "encoder_vocab_size", "decoder_vocab_size", "question_encoder_vocab_size",
                "entity_vocab_size")  # fmt: skip
@@ -46,23 +47,33 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_
 def configurations(config_class: Any) -> Iterator[Any]:
     """Small configurations, the boldest first."""
     default = config_class()
-    for heads in (HEADS, 16, None):
+    for heads, rounds in ((HEADS, 1), (HEADS, 2), (16, 1), (None, 1), (None, 2)):
         try:
-            yield _shrunk(default, heads)
+            yield _shrunk(default, heads, rounds)
         except Exception:
             continue
     yield default
 
 
-def _shrunk(config: Any, heads: int | None) -> Any:
-    """A copy of a configuration with few layers, few words and, where asked, few heads."""
+def _shrunk(config: Any, heads: int | None, rounds: int) -> Any:
+    """A copy of a configuration with few layers, few words and, where asked, few heads.
+
+    `rounds` says how often each kind of layer is there, where the layers differ.
+    """
     small = copy.deepcopy(config)
-    for name, value in list(vars(small).items()):
-        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
-            _set(small, name, _shrunk(value, heads))
+    widths: dict[int, int] = {}
+    parts = [name for name, value in vars(small).items() if hasattr(value, "to_dict") and hasattr(value, "model_type")]
+    for name in parts:
+        value = getattr(small, name)
+        part = _shrunk(value, heads, rounds)
+        if isinstance(getattr(value, "hidden_size", None), int) and value.hidden_size != part.hidden_size:
+            widths[value.hidden_size] = part.hidden_size
+        _set(small, name, part)
+    for name in parts:
+        _follow(getattr(small, name), widths)
     if getattr(getattr(small, "backbone_config", None), "model_type", "") == "timm_backbone":
         _plain_backbone(small)
-    _fewer_layers(small)
+    _fewer_layers(small, rounds)
     for name in _VOCABULARY:
         if _number(small, name, 2 * VOCABULARY):
             _set(small, name, VOCABULARY)
@@ -78,6 +89,9 @@ def _shrunk(config: Any, heads: int | None) -> Any:
     for name in _PER_TOKEN:
         if _number(small, name, 2) or getattr(small, name, 2) is None:
             _set(small, name, 2)
+    for name, value in _UNSET.items():
+        if getattr(small, name, value) is None:
+            _set(small, name, value)
     for name in ("n_group", "topk_group", "num_expert_group"):
         if _number(small, name, 1):
             _set(small, name, 1)
@@ -99,13 +113,32 @@ def _plain_backbone(config: Any) -> None:
     )
 
 
-def _fewer_layers(config: Any) -> None:
+def _follow(config: Any, widths: dict[int, int]) -> None:
+    """The width of another part, where a part names it: as the queries that read the states of an encoder."""
+    for name in ("encoder_hidden_size", "cross_attention_hidden_size", "vision_hidden_size", "encoder_width"):
+        value = getattr(config, name, None)
+        if value in widths:
+            _set(config, name, widths[value])
+
+
+def _fewer_layers(config: Any, rounds: int) -> None:
+    """Two layers, or `rounds` of each kind; two a stage where there are stages."""
+    stages = [n for n in _STAGES if isinstance(getattr(config, n, None), list | tuple)]
+    for name in stages:
+        value = getattr(config, name)
+        if all(isinstance(x, int) for x in value):
+            _set(config, name, type(value)(min(x, 2) for x in value))
+    if stages and not getattr(config, "layer_types", None):
+        for name in ("encoder_layers", "decoder_layers"):
+            if _number(config, name, 2):
+                _set(config, name, 2)
+        return
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     layers = 2
     if isinstance(kinds, list | tuple) and kinds:
         unique = list(dict.fromkeys(kinds))
         until = next(n for n in range(1, len(kinds) + 1) if len(set(kinds[:n])) == len(unique))
-        kinds = kinds[: max(2, until)] if until <= LARGEST_CYCLE else unique
+        kinds = list(kinds[: max(2, until)] if until <= LARGEST_CYCLE else unique) * rounds
         layers = len(kinds)
     full = {getattr(config, n, None) for n in _LAYERS}
     for name, value in list(vars(config).items()):
@@ -115,11 +148,11 @@ def _fewer_layers(config: Any) -> None:
         if _number(config, name, layers):
             _set(config, name, layers)
     if isinstance(kinds, list | tuple) and kinds:
-        _set(config, "layer_types", list(kinds))
-    for name in ("depths", "num_layers_per_stage", "layers_per_stage", "stage_depths", "blocks_per_stage"):
-        value = getattr(config, name, None)
-        if isinstance(value, list | tuple) and all(isinstance(x, int) for x in value):
-            _set(config, name, type(value)(min(x, 2) for x in value))
+        _set(config, "layer_types" if getattr(config, "layer_types", None) else "layers_block_type", list(kinds))
+    if isinstance(getattr(config, "intermediate_layers_indices", None), list):
+        _set(config, "intermediate_layers_indices", [0, 1])
+    if _number(config, "num_kv_shared_layers", 0):
+        _set(config, "num_kv_shared_layers", layers // 2)
 
 
 def _fewer_heads(config: Any, wanted: int) -> None:
@@ -128,19 +161,23 @@ def _fewer_heads(config: Any, wanted: int) -> None:
     if heads is None:
         return
     few = next((n for n in range(wanted, 2 * wanted + 1) if heads % n == 0), wanted)
+    new: dict[str, int] = {}  # all of them read before any is set: some are two names of one
     for name in (*_HEADS, *_KV_HEADS):
         value = getattr(config, name, None)
         if isinstance(value, int) and not isinstance(value, bool):
-            _set(config, name, max(1, value * few // heads))
+            new[name] = max(1, value * few // heads)
         elif hasattr(config, name) and name == "num_key_value_heads":
-            _set(config, name, few)
+            new[name] = few
     for name in _WIDTHS:
         value = getattr(config, name, None)
         if isinstance(value, int) and value % heads == 0:
-            _set(config, name, value // heads * few)
+            new[name] = value // heads * few
+    new |= {name: 256 for name in _INNER if _number(config, name, 256)}
     for name in _INNER:
-        if _number(config, name, 256):
-            _set(config, name, 256)
+        if isinstance(getattr(config, name, None), list | tuple):
+            _set(config, name, [256] * len(getattr(config, name)))
+    for name, value in new.items():
+        _set(config, name, value)
 
 
 def _set(config: Any, name: str, value: Any) -> None:
@@ -159,64 +196,6 @@ def _number(config: Any, name: str, above: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > above
 
 
-def candidates(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """Inputs that the forward method may take, the likeliest first."""
-    config: Any = model.config
-    names = inspect.signature(model.forward).parameters
-    main = getattr(model, "main_input_name", "input_ids")
-    size = int(_get(config, "image_size", 0) or _get(getattr(config, "vision_config", None), "image_size", 224) or 224)
-    channels = int(_get(config, "num_channels", 3) or 3)
-    text: dict[str, Any] = {}
-    if "input_ids" in names:
-        ids = torch.randint(3, VOCABULARY - 24, (2, LENGTH))
-        mask = torch.ones_like(ids)
-        mask[1, 9:] = 0
-        text = {"input_ids": ids, "attention_mask": mask} if "attention_mask" in names else {"input_ids": ids}
-        if "decoder_input_ids" in names and getattr(config, "is_encoder_decoder", True):
-            text["decoder_input_ids"] = ids[:, :7].clone()
-        if "bbox" in names:
-            text["bbox"] = torch.arange(4).expand(2, LENGTH, 4).contiguous()
-    decoder = {"decoder_input_ids": torch.randint(3, 80, (2, 7))} if "decoder_input_ids" in names else {}
-    image = {"pixel_values": torch.randn(2, channels, size, size)} if "pixel_values" in names else {}
-    frames = int(_get(config, "num_frames", 8) or 8)
-    videos = [
-        {n: torch.randn(1, f, channels, size, size)}
-        for n in ("pixel_values", "pixel_values_videos")
-        if n in names
-        for f in (frames, 8)
-    ]
-    if "flattened_patches" in names:
-        patches = {"flattened_patches": torch.rand(2, 12, 2 + 16 * 16 * 3)}
-        groups_of_patches = [patches | decoder, patches]
-    else:
-        groups_of_patches = []
-    mel = int(_get(config, "num_mel_bins", 0) or _get(config, "input_feat_per_channel", 0) or 80)
-    steps = 2 * int(_get(config, "max_source_positions", 60) or 60)
-    features = [
-        {n: torch.randn(*shape)}
-        for n in ("input_features", "input_values")
-        if n in names
-        for shape in ((2, mel, min(steps, 3000)), (2, 120, mel), (2, mel, 120), (2, 1024, mel))
-    ]
-    wave = [
-        {n: torch.randn(2, *s)} for n in ("input_values", "input_features") if n in names for s in ((4000,), (1, 4000))
-    ]
-    hidden = int(_get(config, "hidden_size", 0) or _get(config, "d_model", 0) or 64)
-    states = {n: torch.randn(2, LENGTH, hidden) for n in ("hidden_states", "inputs_embeds") if n in names}
-    groups: list[dict[str, Any]] = []
-    if main == "input_ids":
-        groups.append(text)
-    if text and image:
-        groups.append(text | image)
-    groups += [text, *([image | decoder] if image else []), *([image] if image else []), *videos]
-    groups += groups_of_patches
-    groups += [f | decoder for f in [*wave, *features]] + [*wave, *features]
-    groups += [{n: t} for n, t in states.items()]
-    if "past_values" in names:
-        groups.append({"past_values": torch.randn(2, int(_get(config, "context_length", 32) or 32), 1)})
-    yield from (group for group in groups if group)
-
-
 def _wake(model: nn.Module) -> None:
     """Random numbers instead of the zeros that some weights start with: through them nothing would be seen."""
     for name, parameter in model.named_parameters():
@@ -227,31 +206,24 @@ def _wake(model: nn.Module) -> None:
                 nn.init.ones_(parameter)
 
 
-def build(config_class: Any, model_class: Any, implementation: str) -> tuple[nn.Module, dict[str, Any]]:
+def build(config_class: Any, model_classes: Sequence[Any], implementation: str) -> tuple[nn.Module, dict[str, Any]]:
     """A small random model that runs, and inputs for it. Raises RuntimeError with every failure where none does."""
-    problems: list[Exception | str] = []
-    for config in configurations(config_class):
-        try:
-            with torch.device("meta"):
-                size = sum(p.numel() for p in model_class(copy.deepcopy(config)).parameters())
-        except Exception as error:
-            problems.append(error)
-            continue
-        if size > LARGEST:
-            problems.append(f"{size / 1e6:.0f} million parameters")
-            continue
-        torch.manual_seed(0)
-        try:
-            model = model_class._from_config(copy.deepcopy(config), attn_implementation=implementation).eval()
-        except Exception as error:
-            problems.append(error)
-            continue
-        _wake(model)
-        for inputs in candidates(model):
+    problems: list[str] = []
+    for model_class in model_classes:
+        for config in configurations(config_class):
             try:
-                with torch.no_grad():
-                    model(**inputs)
-                return model, inputs
+                with torch.device("meta"):
+                    size = sum(p.numel() for p in model_class(copy.deepcopy(config)).parameters())
+                if size > LARGEST:
+                    problems.append(f"{size / 1e6:.0f} million parameters")
+                    continue
+                torch.manual_seed(0)
+                model = model_class._from_config(copy.deepcopy(config), attn_implementation=implementation).eval()
             except Exception as error:
-                problems.append(error)
-    raise RuntimeError("; ".join(dict.fromkeys(f"{type(p).__name__}: {p}"[:200] for p in problems)))
+                problems.append(f"{type(error).__name__}: {error}"[:300])
+                continue
+            _wake(model)
+            inputs = accepted(model, problems)
+            if inputs is not None:
+                return model, inputs
+    raise RuntimeError("; ".join(dict.fromkeys(problems)))

@@ -2,15 +2,17 @@
 
     python tests/models/sweep.py --out sweep.jsonl [--implementation eager sdpa] [--only llama bert] [--seconds 60]
 
-A process a model, with a time limit. The file grows by a line a model; models that are in it already are left out, so
-that an interrupted sweep goes on. `--table` prints what the file says.
+Each model has a limit of processor time. The file grows by a line a model; models that are in it already are left out,
+so that an interrupted sweep goes on. `--table` prints what the file says.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -46,11 +48,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--implementation", nargs="+", default=["eager", "sdpa"])
     parser.add_argument("--only", nargs="+", help="these model types")
-    parser.add_argument("--seconds", type=int, default=90, help="limit a model")
+    parser.add_argument("--seconds", type=int, default=90, help="of processor time, a model")
+    parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     parser.add_argument("--table", action="store_true", help="print the results, run nothing")
     arguments = parser.parse_args()
     if not arguments.table:
-        sweep(arguments.out, arguments.implementation, arguments.only, arguments.seconds)
+        sweep(arguments.out, arguments.implementation, arguments.only, arguments.seconds, arguments.jobs)
     table(read(arguments.out))
 
 
@@ -60,70 +63,127 @@ def read(path: Path) -> list[dict[str, Any]]:
     return list({(r["model"], r["implementation"]): r for r in lines}.values())
 
 
-def sweep(path: Path, implementations: list[str], only: list[str] | None, seconds: int) -> None:
+def sweep(path: Path, implementations: list[str], only: list[str] | None, seconds: int, jobs: int) -> None:
+    """Run what the file has not yet, `jobs` models at a time."""
     from transformers import CONFIG_MAPPING
 
     import attncc.backend
-    import attncc.runtime.build  # noqa: F401 - imported once, before the processes fork
+    import attncc.integrations.transformers
+    import attncc.runtime.build
 
+    attncc.integrations.transformers.register()
     torch.set_num_threads(1)
     done = {(r["model"], r["implementation"]) for r in read(path)} if only is None else set()
     first = POPULAR.split()
     types = only or sorted(CONFIG_MAPPING, key=lambda t: first.index(t) if t in first else len(first))
-    fork = multiprocessing.get_context("fork")
-    for implementation in implementations:
-        for model_type in types:
-            if (model_type, implementation) in done:
-                continue
-            start = time.monotonic()
-            receive, send = fork.Pipe(duplex=False)
-            process = fork.Process(target=_child, args=(model_type, implementation, send, seconds))
-            process.start()
-            send.close()
-            try:
-                result = receive.recv() if receive.poll(seconds + 5) else {"error": f"more than {seconds} s"}
-            except EOFError:
-                result = {"error": "the process died"}
-            process.kill()
-            process.join()
-            result |= {"model": model_type, "implementation": implementation}
-            result["seconds"] = round(time.monotonic() - start, 1)
+    waiting = [(t, i) for i in implementations for t in types if (t, i) not in done]
+    workers: dict[Any, Worker] = {}
+    while waiting or workers:
+        while waiting and len(workers) < jobs:
+            worker = Worker(seconds)
+            workers[worker.connection] = worker
+            worker.take(*waiting.pop(0))
+        for connection in multiprocessing.connection.wait(list(workers)):
+            worker = workers[connection]
             with path.open("a") as file:
-                file.write(json.dumps(result) + "\n")
-            print({k: v for k, v in result.items() if k != "sites"}, flush=True)
+                file.write(json.dumps(worker.result()) + "\n")
+            if waiting and worker.fit():
+                worker.take(*waiting.pop(0))
+            else:
+                worker.stop()
+                del workers[connection]
 
 
-def _child(model_type: str, implementation: str, send: Any, seconds: int) -> None:
+class Worker:
+    """A process that runs one model after the other: most of the time of a first one goes into waking PyTorch up."""
+
+    MOST = 30
+    """Models before a fresh process takes over, so that what they leave behind does not add up."""
+
+    def __init__(self, seconds: int) -> None:
+        fork = multiprocessing.get_context("fork")
+        self.connection, send = fork.Pipe()
+        self.process = fork.Process(target=_work, args=(send, seconds))
+        self.process.start()
+        send.close()
+        self.number = 0
+        self.task = ("", "")
+
+    def take(self, model_type: str, implementation: str) -> None:
+        """Begin with a model."""
+        self.task = (model_type, implementation)
+        self.number += 1
+        self.connection.send(self.task)
+
+    def result(self) -> dict[str, Any]:
+        """What came of the model; waits for it."""
+        try:
+            result: dict[str, Any] = self.connection.recv()
+        except EOFError:
+            self.process.join()
+            self.number = self.MOST
+            result = {"error": f"the process died: {self.process.exitcode}", "stage": "died"}
+        result |= {"model": self.task[0], "implementation": self.task[1]}
+        print(str({k: v for k, v in result.items() if k != "sites"})[:600], flush=True)
+        return result
+
+    def fit(self) -> bool:
+        """Whether it may take another model."""
+        return self.number < self.MOST
+
+    def stop(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def _work(connection: Any, seconds: int) -> None:
+    """Models within `seconds` of processor time each: other work on the machine makes no difference."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-    signal.alarm(seconds)
-    try:
-        result = run(model_type, implementation)
-    except Exception as error:
-        result = {"error": f"{type(error).__name__}: {error}"[:600]}
-    send.send(result)
+    signal.signal(signal.SIGPROF, _too_long)
+    while True:
+        model_type, implementation = connection.recv()
+        stage, start = ["build"], time.process_time()
+        torch._dynamo.reset()
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        try:
+            result = run(model_type, implementation, stage)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            result = {"error": f"{type(error).__name__}: {error}"[:600], "stage": "dynamo"}
+        except Exception as error:
+            result = {"error": f"{type(error).__name__}: {error}"[:3000], "stage": stage[-1]}
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        result["seconds"] = round(time.process_time() - start, 1)
+        connection.send(result)
 
 
-def model_class(config_class: Any) -> Any:
-    """The model without a head, or the first that there is."""
+def _too_long(*_: Any) -> None:
+    raise TimeoutError("too much processor time")
+
+
+def model_classes(config_class: Any) -> list[Any]:
+    """The model without a head first, then those with one, then what else its file defines."""
     import transformers
     from transformers.models.auto import modeling_auto
 
     mappings = ["MODEL_MAPPING", "MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"]
     mappings += [name for name in dir(modeling_auto) if name.startswith("MODEL_FOR_") and name.endswith("_MAPPING")]
+    classes: list[Any] = []
     for name in mappings:
         found = getattr(modeling_auto, name).get(config_class, None)
-        if found is not None:
-            return found[0] if isinstance(found, tuple) else found
+        classes += [] if found is None else list(found) if isinstance(found, tuple) else [found]
     module = config_class.__module__.replace("configuration_", "modeling_")
-    __import__(module)
-    classes = [c for c in vars(sys.modules[module]).values()
-               if isinstance(c, type) and issubclass(c, transformers.PreTrainedModel) and c.config_class is config_class
-               and "forward" in vars(c)]  # fmt: skip
+    with contextlib.suppress(ImportError):
+        __import__(module)
+        classes += [c for c in vars(sys.modules[module]).values()
+                    if isinstance(c, type) and issubclass(c, transformers.PreTrainedModel)
+                    and c.config_class is config_class and "forward" in vars(c)]  # fmt: skip
     if not classes:
         raise LookupError("no model class")
-    return classes[0]
+    return list(dict.fromkeys(classes))[:4]
 
 
 class Softmaxes(TorchDispatchMode):
@@ -141,8 +201,8 @@ class Softmaxes(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def run(model_type: str, implementation: str) -> dict[str, Any]:
-    """Build, compile and compare one model."""
+def run(model_type: str, implementation: str, stage: list[str]) -> dict[str, Any]:
+    """Build, compile and compare one model; `stage` gets the name of what begins."""
     from models.shrink import build
     from transformers import CONFIG_MAPPING
 
@@ -151,8 +211,8 @@ def run(model_type: str, implementation: str) -> dict[str, Any]:
     from attncc.options import Options
 
     config_class = CONFIG_MAPPING[model_type]
-    cls = model_class(config_class)
-    model, inputs = build(config_class, cls, implementation)
+    registered = implementation == "attncc"
+    model, inputs = build(config_class, model_classes(config_class), "eager" if registered else implementation)
     found: list[Any] = []
     graphs: list[int] = []
 
@@ -161,14 +221,22 @@ def run(model_type: str, implementation: str) -> dict[str, Any]:
         return compile_graph(gm, example_inputs, Options(), lambda sites, *_: found.extend(sites))
 
     with torch.no_grad():
+        stage.append("eager")
+        torch.manual_seed(1)  # for models that draw random numbers
         with Softmaxes() as softmaxes:
             expected = model(**inputs)
+        stage.append("compile")
         attncc.stats(reset=True)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            actual = torch.compile(model, backend=backend)(**inputs)
+            torch.manual_seed(1)
+            if registered:
+                model.set_attn_implementation(implementation)
+                actual = model(**inputs)
+            else:
+                actual = torch.compile(model, backend=backend)(**inputs)
     result: dict[str, Any] = {
-        "class": cls.__name__,
+        "class": type(model).__name__,
         "inputs": {n: list(t.shape) for n, t in inputs.items()},
         "softmaxes": softmaxes.count,
         "calls": attncc.stats().calls,
@@ -180,10 +248,10 @@ def run(model_type: str, implementation: str) -> dict[str, Any]:
         "warnings": [str(w.message)[:300] for w in caught if "attncc" in str(w.message)],
         "difference": difference(actual, expected),
     }
+    stage.append("compare")
     if not result["difference"] < 1e-5:
-        result["again"] = difference(
-            model(**inputs), expected
-        )  # models that draw random numbers differ from themselves
+        torch.manual_seed(1)
+        result["again"] = difference(model(**inputs), expected)
         exact = model.double()(**{n: t.double() if t.is_floating_point() else t for n, t in inputs.items()})
         result["to_float64"] = [difference(actual, exact), difference(expected, exact)]
     return result

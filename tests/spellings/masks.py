@@ -376,3 +376,19 @@ def weights_cleared_where_hidden(q, k, v, keep):
     hidden = ~keep[:, None, None, :]
     x = scores(q, k).masked_fill(hidden, torch.finfo(q.dtype).min)
     return F.softmax(x, dim=-1).masked_fill(hidden, 0.0) @ v
+
+
+@spelling(same=True)
+def weights_cleared_where_nothing_is_hidden(q, k, v):
+    """As SEW-D without a mask given: the model makes a mask of ones, hides with it before and after the softmax."""
+    hidden = ~torch.ones(k.shape[0], 1, 1, k.shape[2], dtype=torch.int64).bool()
+    x = scores(q, k).masked_fill(hidden, torch.finfo(q.dtype).min)
+    return F.softmax(x, dim=-1).masked_fill_(hidden, 0) @ v
+
+
+@spelling(same=True)
+def hidden_keys_shown_where_all_are_hidden(q, k, v, bias):
+    """As Mask2Former: a mask made of predictions; a query that it would leave without a key sees all of them."""
+    hidden = (bias.sigmoid() < 0.5)[None]
+    hidden = hidden & (hidden.sum(-1) != hidden.shape[-1]).unsqueeze(-1)
+    return attend(scores(q, k).masked_fill(hidden, float("-inf")), v)
