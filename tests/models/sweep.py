@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=90, help="of processor time, a model")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     parser.add_argument("--table", action="store_true", help="print the results, run nothing")
+    parser.add_argument("--json", action="store_true", help="print them for programs")
     arguments = parser.parse_args()
     if not arguments.table:
         sweep(arguments.out, arguments.implementation, arguments.only, arguments.seconds, arguments.jobs)
-    table(read(arguments.out))
+    from models.sweep_table import show, summary
+
+    if arguments.json:
+        print(json.dumps(summary(read(arguments.out)), indent=1))
+    else:
+        show(read(arguments.out))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -279,35 +285,6 @@ def _tensors(output: Any) -> list[torch.Tensor]:
     if isinstance(output, list | tuple):
         return [t for o in output for t in _tensors(o)]
     return []
-
-
-def table(results: list[dict[str, Any]]) -> None:
-    """What was found, a line a model, and the reasons, most frequent first."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(width=200)
-    out = Table("model", "class", "as", "softmaxes", "found", "fused", "graphs", "difference", "why not")
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for r in results:
-        for reason in r.get("reasons", {}):
-            reasons[reason].append(r["model"])
-        why = r.get("error", "; ".join(r.get("reasons", {})) or "; ".join(r.get("warnings", [])))
-        missed = r.get("softmaxes", 0) > r.get("fused", 0) or r.get("found", 0) > r.get("fused", 0)
-        if missed or r.get("warnings") or r.get("difference", 0) > 1e-5:
-            counts = [str(r.get(n, "")) for n in ("softmaxes", "found", "fused", "graphs")]
-            name = (r["model"], r.get("class", ""), r["implementation"])
-            out.add_row(*name, *counts, f"{r.get('difference', 0):.1e}", why[:160])
-    console.print(out)
-    for reason, models in sorted(reasons.items(), key=lambda item: -len(item[1])):
-        console.print(f"{len(models):4} {reason}: {', '.join(models[:8])}")
-    ran = [r for r in results if "error" not in r]
-    found, fused = sum(r["found"] for r in ran), sum(r["fused"] for r in ran)
-    console.print(f"{len(ran)} of {len(results)} models ran; {found} sites found, {fused} fused "
-                  f"({100 * fused / max(1, found):.1f}%)")  # fmt: skip
-    errors = Counter(r["error"][:70] for r in results if "error" in r)
-    for error, count in errors.most_common(15):
-        console.print(f"{count:4} {error}")
 
 
 if __name__ == "__main__":
