@@ -84,6 +84,8 @@ def detect() -> Target:
     if arch == "aarch64":
         found |= {"neon"}  # part of the base architecture, and not reported by every operating system
     features = found & frozenset(FEATURES.get(arch, ()))
+    if "amx-tile" in features and not _may_use_tiles():
+        features = frozenset(name for name in features if not name.startswith("amx-"))
     l1, l2, l3 = _caches()
     return Target("cpu", mcpu, triple, features, _cores(), l1, l2, l3)
 
@@ -176,6 +178,14 @@ def _host_features() -> frozenset[str]:
     renamed = {"fma3": "fma", "sse4_2": "sse4.2", "dot": "dotprod", "asimddp": "dotprod", "asimd": "neon"}
     renamed |= {"fp16_arith": "fullfp16", "asimdhp": "fullfp16"}
     return frozenset(renamed.get(w, w.replace("amx_", "amx-").replace("_", "")) for w in words)
+
+
+def _may_use_tiles() -> bool:
+    """Whether the system lets this process use AMX's registers: Linux wants to be asked, once for all threads."""
+    import torch
+
+    ask = getattr(torch.cpu, "_init_amx", None)
+    return ask is not None and bool(ask())
 
 
 def _torch_facts() -> dict[str, Any]:

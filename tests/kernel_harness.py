@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import isa_emulation
 import torch
+from isa_emulation import runs_here
 from torch import Tensor
 
 from attncc import reference
@@ -106,14 +108,16 @@ def run_all(family: Family, case: Case, target: Target | None = None) -> dict[st
     numbers = (*map(float, case.scalars), *map(int, case.integers))
     outputs = (out, *more.values())
     k, v = (t.view(torch.uint8) if str(t.dtype)[6:] in FLOAT8 else t for t in (case.k, case.v))
-    kernel(torch.from_numpy(launch.work), case.q, k, v, *case.extras, *outputs, *workspaces, *numbers, 0)
+    inputs = (torch.from_numpy(launch.work), case.q, k, v, *case.extras)
+    kernel(*inputs, *outputs, *workspaces, *numbers, 0 if runs_here(target) else isa_emulation.serial_launcher())
     return {"out": out, **more}
 
 
 @functools.cache
 def build(family: Family, spec: AttentionSpec, target: Target, decisions: tuple[tuple[str, int], ...]) -> Any:
-    """The compiled kernel, once per family, spec, target and decisions."""
-    return compile_module(family, spec, target, dict(decisions))["attention"]
+    """The compiled kernel, once per family, spec, target and decisions; emulated where this machine cannot run it."""
+    module = compile_module(family, spec, target, dict(decisions))
+    return module["attention"] if runs_here(target) else isa_emulation.load(module.mod.inspect_source("ll"))
 
 
 def compile_module(family: Family, spec: AttentionSpec, target: Target, decisions: Mapping[str, int]) -> Any:

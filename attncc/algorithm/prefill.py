@@ -32,8 +32,12 @@ from attncc.algorithm.transpose import llvm_text as transpose_text
 from attncc.spec import AttentionSpec
 
 
-def build(spec: AttentionSpec, tiling: Tiling) -> PrimFunc:
-    """The kernel of `spec`. Its work table has a row a tile: batch, kv head, head, block of `tiling.queries` rows."""
+def build(spec: AttentionSpec, tiling: Tiling, around: tuple[str, ...] = ()) -> PrimFunc:
+    """The kernel of `spec`. Its work table has a row a tile: batch, kv head, head, block of `tiling.queries` rows.
+
+    `around` names two functions that a schedule wants called before and after each tile: what brings a core into the
+    state in which its instructions work.
+    """
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(NAME)
@@ -48,9 +52,19 @@ def build(spec: AttentionSpec, tiling: Tiling) -> PrimFunc:
                     number = T.axis.spatial(n_tiles, loop)
                     IRBuilder.name("tile", number)
                     accesses(signature.inputs, signature.outputs)
-                    _tile(_open_tile(spec, tiling, signature, scalars, number))
+                    t = _open_tile(spec, tiling, signature, scalars, number)
+                    for name in around[:1]:
+                        _call("enter", name)
+                    _tile(t)
+                    for name in around[1:]:
+                        _call("leave", name)
         function: PrimFunc = builder.get()
     return function
+
+
+def _call(name: str, function: str) -> None:
+    with scope(name):
+        T.evaluate(T.call_extern("int32", function))
 
 
 def _import_functions(spec: AttentionSpec) -> None:

@@ -1,7 +1,8 @@
 """Tensor intrinsics over pairs of bfloat16, and the LLVM IR behind them.
 
-AVX512-BF16's `vdpbf16ps` multiplies pairs: c[l] += a[0] b[l, 0] + a[1] b[l, 1]. So what it reads lies in pairs along
-the reduced axis: a from where it is, b (and a, where rows are reduced) interleaved from two rows.
+AVX512-BF16's `vdpbf16ps` and NEON's `bfdot` multiply pairs: c[l] += a[0] b[l, 0] + a[1] b[l, 1], over 16 lanes or 4. So
+what they read lies in pairs along the reduced axis: a from where it is, b (and a, where rows are reduced) interleaved
+from two rows.
 
 The functions see vectors of integers, so that TVM's legalisation does not take bfloat16 apart. All loads and stores
 are TVM's own, which say what cannot alias: that lets LLVM keep accumulators in registers.
@@ -17,29 +18,37 @@ from attncc._tvm import Buffer, IRBuilder, PrimFunc, T, TensorIntrin, Var, tirx
 from attncc.algorithm.blocks import stage, store
 from attncc.algorithm.storage import pack, unpack
 
-LANES = 16
+_DOTS = {16: "llvm.x86.avx512bf16.dpbf16ps.512", 4: "llvm.aarch64.neon.bfdot.v4f32.v8bf16"}
+"""LLVM's name of the instruction, by lanes."""
 
 _DOT = """
-declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+declare <@LANES@ x float> @@DOT@(<@LANES@ x float>, <@PAIRS@ x bfloat>, <@PAIRS@ x bfloat>)
 
-define <16 x float> @attncc_dot_bf16(<16 x float> %c, <16 x i32> %b, <16 x i32> %a) alwaysinline {
-  %x = bitcast <16 x i32> %b to <32 x bfloat>
-  %y = bitcast <16 x i32> %a to <32 x bfloat>
-  %sum = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %c, <32 x bfloat> %x, <32 x bfloat> %y)
-  ret <16 x float> %sum
+define <@LANES@ x float> @attncc_dot_bf16(<@LANES@ x float> %c, <@LANES@ x i32> %b, <@LANES@ x i32> %a) alwaysinline {
+  %x = bitcast <@LANES@ x i32> %b to <@PAIRS@ x bfloat>
+  %y = bitcast <@LANES@ x i32> %a to <@PAIRS@ x bfloat>
+  %sum = call <@LANES@ x float> @@DOT@(<@LANES@ x float> %c, <@PAIRS@ x bfloat> %x, <@PAIRS@ x bfloat> %y)
+  ret <@LANES@ x float> %sum
 }
 """
 
 _ROUND = """
-declare <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float>, <16 x float>)
-
-define <32 x i16> @attncc_round_bf16(<16 x float> %s0, <16 x float> %s1) alwaysinline {
-  %both = call <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float> %s1, <16 x float> %s0)
-  %pairs = shufflevector <32 x bfloat> %both, <32 x bfloat> poison, <32 x i32> <@MASK@>
-  %bits = bitcast <32 x bfloat> %pairs to <32 x i16>
-  ret <32 x i16> %bits
+define <@PAIRS@ x i16> @attncc_round_bf16(<@LANES@ x float> %s0, <@LANES@ x float> %s1) alwaysinline {
+@BOTH@
+  %pairs = shufflevector <@PAIRS@ x bfloat> %both, <@PAIRS@ x bfloat> poison, <@PAIRS@ x i32> <@MASK@>
+  %bits = bitcast <@PAIRS@ x bfloat> %pairs to <@PAIRS@ x i16>
+  ret <@PAIRS@ x i16> %bits
 }
 """
+
+_BOTH = {
+    16: """  %both = call <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float> %s1, <16 x float> %s0)""",
+    4: """  %all = shufflevector <4 x float> %s0, <4 x float> %s1, <8 x i32> <@ALL@>
+  %both = fptrunc <8 x float> %all to <8 x bfloat>""",
+}
+"""Two vectors rounded, one after the other, by lanes."""
+
+_DECLARED = {16: "declare <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float>, <16 x float>)", 4: ""}
 
 _PAIR = """
 define <@PAIRS@ x i16> @attncc_pair_@LANES@(<@LANES@ x i16> %s0, <@LANES@ x i16> %s1) alwaysinline {
@@ -49,10 +58,23 @@ define <@PAIRS@ x i16> @attncc_pair_@LANES@(<@LANES@ x i16> %s0, <@LANES@ x i16>
 """
 
 
-def llvm_text(pair_lanes: int) -> str:
-    """The functions that the intrinsics call, with `pair` for this many lanes."""
-    pair = _PAIR.replace("@LANES@", str(pair_lanes)).replace("@PAIRS@", str(2 * pair_lanes))
-    return _DOT + _ROUND.replace("@MASK@", _interleaved(LANES)) + pair.replace("@MASK@", _interleaved(pair_lanes))
+def llvm_text(lanes: int, pair_lanes: int) -> str:
+    """The functions that the intrinsics call: products and rounding over `lanes`, `pair` over `pair_lanes`."""
+    texts = [_DECLARED[lanes], _DOT.replace("@DOT@", _DOTS[lanes]), _ROUND.replace("@BOTH@", _BOTH[lanes])]
+    return "".join(_sized(text, lanes) for text in texts) + _sized(_PAIR, pair_lanes)
+
+
+def _sized(text: str, lanes: int) -> str:
+    """`text` for vectors of so many lanes."""
+    values = {"LANES": lanes, "PAIRS": 2 * lanes, "MASK": _interleaved(lanes), "ALL": _in_turn(2 * lanes)}
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", str(value))
+    return text
+
+
+def _in_turn(lanes: int) -> str:
+    """The shuffle mask that takes one vector after another."""
+    return ", ".join(f"i32 {lane}" for lane in range(lanes))
 
 
 def _interleaved(lanes: int) -> str:
@@ -70,36 +92,36 @@ class Operand:
 
 
 @cache
-def dot(source: str) -> str:
-    """Name of the intrinsic c[l] += b[l, p] * a[p], in float32, over 16 lanes l and a pair p.
+def dot(source: str, lanes: int) -> str:
+    """Name of the intrinsic c[l] += b[l, p] * a[p], in float32, over `lanes` lanes l and a pair p.
 
     b is a tile; a is of dtype `source`: a tile (uint16) or an argument (bfloat16).
     """
     operands = {
         "a": Operand((2,), source),
-        "b": Operand((LANES, 2), "uint16"),
-        "c": Operand((LANES,), "float32", "local"),
+        "b": Operand((lanes, 2), "uint16"),
+        "c": Operand((lanes,), "float32", "local"),
     }
 
     def describe(a: Buffer, b: Buffer, c: Buffer) -> None:
-        with stage("dot", "SR", l=LANES, p=2) as (lane, p):
+        with stage("dot", "SR", l=lanes, p=2) as (lane, p):
             product = _unpacked(b[lane, p]) * _unpacked(pack("bfloat16", a[p]) if source == "bfloat16" else a[p])
             store(c, [lane], c[lane] + product)
 
     def implement(a: Buffer, b: Buffer, c: Buffer) -> None:
-        pairs = T.reinterpret(f"int32x{LANES}", _bits(b, [0, 0], 2 * LANES))
-        same = T.broadcast(T.reinterpret("int32", _bits(a, [0], 2)), LANES)
-        total = c.vload([0], f"float32x{LANES}")
-        store(c, [T.ramp(0, 1, LANES)], T.call_extern(f"float32x{LANES}", "attncc_dot_bf16", total, pairs, same))
+        kind = f"float32x{lanes}"
+        pairs = T.reinterpret(f"int32x{lanes}", _bits(b, [0, 0], 2 * lanes))
+        same = T.broadcast(T.reinterpret("int32", _bits(a, [0], 2)), lanes)
+        store(c, [T.ramp(0, 1, lanes)], T.call_extern(kind, "attncc_dot_bf16", c.vload([0], kind), pairs, same))
 
-    return _register(f"attncc.dot_bf16_{source}", operands, "cba", "c", describe, implement)
+    return _register(f"attncc.dot_bf16_{source}_{lanes}", operands, "cba", "c", describe, implement)
 
 
 @cache
-def round_pairs() -> str:
-    """Name of the intrinsic d[l, p] = bfloat16(s[p, l]) over 16 lanes l and a pair of rows p of float32."""
-    source = Operand((2, LANES), "float32", "local")
-    return _interleave("attncc.round_bf16", "attncc_round_bf16", source)
+def round_pairs(lanes: int) -> str:
+    """Name of the intrinsic d[l, p] = bfloat16(s[p, l]) over `lanes` lanes l and a pair of rows p of float32."""
+    source = Operand((2, lanes), "float32", "local")
+    return _interleave(f"attncc.round_bf16_{lanes}", "attncc_round_bf16", source)
 
 
 @cache

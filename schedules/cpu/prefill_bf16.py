@@ -1,10 +1,14 @@
-"""Prefill with AVX512-BF16's dot products: bfloat16 in, float32 sums, probabilities rounded to bfloat16."""
+"""Prefill with dot products of bfloat16 pairs, AVX512-BF16's or AArch64's: bfloat16 in, float32 sums.
+
+Probabilities are rounded to bfloat16.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from attncc.schedules.cpu import model
 from attncc.schedules.cpu.prefill_fp32 import PrefillFp32, check, prefill_decisions, prefill_space, tiling
 from attncc.schedules.family import Decisions, Declined
 from attncc.spec import DOT, AttentionSpec
@@ -12,8 +16,6 @@ from attncc.target import Target
 
 if TYPE_CHECKING:
     from attncc._tvm import IRModule
-
-LANES = 16
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class PrefillBf16(PrefillFp32):
     name: str = "cpu.prefill.bf16"
 
     def declines(self, spec: AttentionSpec, target: Target) -> Declined | None:
-        if target.kind != "cpu" or "avx512bf16" not in target.features:
-            return Declined(f"{self.name} needs AVX512-BF16, which {target.mcpu} lacks")
+        if target.kind != "cpu" or not {"avx512bf16", "bf16"} & target.features:
+            return Declined(f"{self.name} needs AVX512-BF16 or AArch64's bf16, which {target.mcpu} lacks")
         if spec.dtype != "bfloat16":
             return Declined(f"{self.name} multiplies bfloat16, not {spec.dtype}")
         if spec.element != DOT:
@@ -40,17 +42,18 @@ class PrefillBf16(PrefillFp32):
         return found | {"columns": found["columns"] if spec.value_dim % 2 == 0 else 8}  # pairs of columns, so even
 
     def space(self, spec: AttentionSpec, target: Target) -> dict[str, tuple[int, ...]]:
-        return prefill_space(self.decisions(spec, target), LANES)
+        return prefill_space(self.decisions(spec, target), model.lanes(target, 4))
 
     def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:
         from attncc.algorithm.prefill import build
         from attncc.schedules.cpu.prefill_pairs import PairSchedule
         from attncc.schedules.cpu.prefill_schedule import Registers
 
-        check(decisions, LANES)
+        lanes = model.lanes(target, 4)
+        check(decisions, lanes)
         if decisions["edge_block"] % 2:
             raise ValueError(f"{self.name}: edge_block={decisions['edge_block']} must be even")
         columns = -(-spec.value_dim // decisions["columns"]) * decisions["columns"]
         function = build(spec, tiling(decisions, columns, "bfloat16"))
-        registers = Registers(LANES, decisions["vectors"], decisions["key_rows"], decisions["columns"])
+        registers = Registers(lanes, decisions["vectors"], decisions["key_rows"], decisions["columns"])
         return PairSchedule(function, spec, registers, padded=columns != spec.value_dim).module()

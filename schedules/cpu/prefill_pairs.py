@@ -28,7 +28,7 @@ class PairSchedule(PrefillSchedule):
         self.padded = padded
         super().__init__(function, spec, registers, inline_loads=True)
         columns = int(self.sch.get(self.loops("load_v")[-1]).extent)
-        self.pair_lanes = min(columns & -columns, 32)
+        self.pair_lanes = min(columns & -columns, 2 * registers.lanes)
         """Columns of v that are interleaved at a time: the widest power of two that divides the tile."""
 
     def query(self) -> None:
@@ -38,7 +38,7 @@ class PairSchedule(PrefillSchedule):
 
     def tiles(self) -> None:
         (loop,) = self.sch.get_loops("tile")
-        self.sch.annotate(loop, "pragma_import_llvm", intrinsics.llvm_text(self.pair_lanes))
+        self.sch.annotate(loop, "pragma_import_llvm", intrinsics.llvm_text(self.registers.lanes, self.pair_lanes))
         super().tiles()
 
     def load_values(self, suffix: str) -> None:
@@ -92,7 +92,7 @@ class PairSchedule(PrefillSchedule):
         m1, m2 = sch.split(m, [None, r.lanes])
         sch.reorder(m1, n, m2)
         sch.unroll(m1)
-        sch.tensorize(n, intrinsics.round_pairs())
+        sch.tensorize(n, intrinsics.round_pairs(r.lanes))
         if total:
             m, n = self.loops(total)[-2:]
             sch.reorder(n, m)
@@ -120,4 +120,4 @@ class PairSchedule(PrefillSchedule):
         for loop in unrolled:
             self.sch.unroll(loop)
         self.start_tile(block, reduction, len(unrolled) + 1)
-        self.sch.tensorize(lanes, intrinsics.dot(source))
+        self.sch.tensorize(lanes, intrinsics.dot(source, self.registers.lanes))

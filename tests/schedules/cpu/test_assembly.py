@@ -6,6 +6,7 @@ For this machine's instruction sets and for those of others: kernels are compile
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,12 +18,13 @@ from kernel_harness import compile_module
 from attncc import expr as ex
 from attncc.schedules import Family
 from attncc.schedules.cpu.decode import Decode
+from attncc.schedules.cpu.prefill_amx import PrefillAmx
 from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
 from attncc.schedules.cpu.prefill_fp32 import PrefillFp32
 from attncc.spec import AttentionSpec
 from attncc.target import parse
 
-FP32, BF16, DECODE = PrefillFp32(), PrefillBf16(), Decode()
+AMX, FP32, BF16, DECODE = PrefillAmx(), PrefillFp32(), PrefillBf16(), Decode()
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ PREFILL = (
     Machine(FP32, "float32", "znver4", r"vfmadd\d+ps\s.*%zmm"),
     Machine(FP32, "float16", "sapphirerapids", r"vfmadd\d+ps\s.*%zmm"),
     Machine(BF16, "bfloat16", "znver4", r"vdpbf16ps\s.*%zmm"),
+    Machine(BF16, "bfloat16", "apple-m2", r"bfdot\s+v\d+\.4s"),
+    Machine(BF16, "bfloat16", "neoverse-v1", r"bfdot\s+v\d+\.4s"),
     Machine(FP32, "float32", "cortex-a76", FMLA),
     Machine(FP32, "float16", "apple-m1", FMLA),
 )
@@ -114,6 +118,30 @@ def check_decode(machine: Machine, spec: AttentionSpec) -> None:
     spills = {loop.label: loop.spilled_sums for loop in loops if loop.spilled_sums}
     assert not spills, f"{machine}, {spec}: {spills}"
     check_calls(machine, spec)
+
+
+def check_tiles(spec: AttentionSpec) -> None:
+    """Both products of AMX, in full steps and at edges: sums are zeroed and stored, and never loaded in between."""
+    machine = Machine(AMX, "bfloat16", "sapphirerapids", "tdpbf16ps")
+    code = compiled(AMX, spec, machine.text)
+    counts = {
+        name: len(re.findall(rf"\s{name}\s", code)) for name in ("tdpbf16ps", "tileloadd", "tilestored", "tilezero")
+    }
+    assert counts["tilezero"] == counts["tilestored"] >= 16, counts
+    assert counts["tdpbf16ps"] == counts["tileloadd"] >= 16, counts  # each operand is multiplied twice
+    assert len(re.findall(r"\sldtilecfg\s", code)) == len(re.findall(r"\stilerelease\s", code)) == 1
+    check_calls(machine, spec)
+
+
+def test_amx() -> None:
+    check_tiles(spec_of("soft cap", "bfloat16", (64, 64)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dims", [(64, 64), (128, 128), (192, 128)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_amx_matrix(kind: str, dims: tuple[int, int]) -> None:
+    check_tiles(spec_of(kind, "bfloat16", dims))
 
 
 @pytest.mark.parametrize("machine", DECODES, ids=str)

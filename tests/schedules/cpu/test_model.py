@@ -68,7 +68,7 @@ def test_defaults_are_in_the_space(text: str, dtype: str) -> None:
 def check_points(family: Family, dtype: str, count: int, text: str = "cpu") -> None:
     """Random points of the space build, and compute the attention."""
     target, pick = parse(text), random.Random(0)
-    case = zoo.case("causal", dtype, (1, 2, 70 if family.regime == "prefill" else 3, 300), dims=(40, 24), group=2)
+    case = zoo.case("causal", dtype, (1, 2, 70 if family.regime == "prefill" else 3, 300), dims=(64, 24), group=2)
     if family.declines(case.spec, target) is not None:
         pytest.skip(f"{family.name} is not for this machine")
     space = family.space(case.spec, target)
@@ -89,6 +89,10 @@ def test_points_of_the_space(family: Family, dtype: str) -> None:
 def test_many_points_of_the_space(family: Family, dtype: str, text: str) -> None:
     if detect().arch != "x86_64" and text != "cpu":
         pytest.skip("for x86")
-    if family is CPU[0] and dtype != "bfloat16":
-        pytest.skip("bfloat16 alone")
     check_points(family, dtype, 6, text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["sapphirerapids", "apple-m2"])
+def test_points_of_emulated_machines(text: str) -> None:
+    check_points(CPU[0] if text == "sapphirerapids" else BF16, "bfloat16", 4, text)

@@ -1,0 +1,80 @@
+"""The prefill schedule on AMX: whole tiles of scores and outputs by intrinsics, the rest as over pairs of bfloat16.
+
+    for n: for m: for d: r[n, m] += k[n, d] * q[d, m]
+
+becomes, with q[d / 2, m, d % 2], and for tiles of 32 keys by 32 queries,
+
+    for n0: for m0: r = product(k[n0 .., :], q[:, m0 .., :]); x[..] = score_mod(r)
+
+and the weighted sum the same, with v turned, v[e, n], in the place of k. Sums leave the tile registers through memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attncc.schedules.cpu import amx_intrinsics as amx
+from attncc.schedules.cpu import bf16_intrinsics as intrinsics
+from attncc.schedules.cpu.prefill_pairs import PairSchedule
+
+
+class TileSchedule(PairSchedule):
+    """`PairSchedule` with both products on tile registers."""
+
+    around = (amx.BEGIN, amx.END)
+
+    def tiles(self) -> None:
+        (loop,) = self.sch.get_loops("tile")
+        text = intrinsics.llvm_text(self.registers.lanes, self.pair_lanes) + amx.llvm_text()
+        self.sch.annotate(loop, "pragma_import_llvm", text)
+        self.sch.parallel(loop)
+
+    def load_keys(self, suffix: str) -> None:
+        """k is read in place but at edges, where rows are clamped."""
+        if suffix:
+            self.vectorise_row("load_k" + suffix)
+        else:
+            super().load_keys(suffix)
+
+    def load_values(self, suffix: str) -> None:
+        """v turned. Where rows or columns are clamped, a plain copy comes first."""
+        sch = self.sch
+        load = sch.get_sblock("load_v" + suffix)
+        turned = sch.cache_write(load, 0, "global")
+        sch.transform_layout(turned, ("write", 0), lambda n, e: (e, n))
+        copied = self.padded or suffix != ""
+        if copied:
+            self.vectorise_row("load_v" + suffix)
+        else:
+            sch.compute_inline(load)
+        n, e = self.loops(turned)[-2:]
+        n0, n1 = sch.split(n, [None, amx.KEYS])
+        e0, e1 = sch.split(e, [None, amx.COLUMNS])
+        sch.reorder(n0, e0, n1, e1)
+        sch.tensorize(n1, amx.turn("uint16" if copied else "bfloat16"))
+
+    def score(self, suffix: str) -> None:
+        sch = self.sch
+        qk, modify = sch.get_sblock("qk" + suffix), sch.get_sblock("modify" + suffix)
+        n, m, d = self.loops(qk)[-3:]
+        n0, n1 = sch.split(n, [None, amx.ROWS])
+        m0, m1 = sch.split(m, [None, amx.LANES])
+        sch.reorder(n0, m0, n1, m1)
+        sch.reverse_compute_at(modify, m0, preserve_unit_loops=True)
+        self.product(n1, d, "uint16" if suffix else "bfloat16")
+        self.finish_tile(modify, False)
+
+    def weighted_sum(self, suffix: str) -> None:
+        sch = self.sch
+        pv, accumulate = sch.get_sblock("pv" + suffix), sch.get_sblock("accumulate" + suffix)
+        e, m, n = self.loops(pv)[-3:]
+        e0, e1 = sch.split(e, [None, amx.ROWS])
+        m0, m1 = sch.split(m, [None, amx.LANES])
+        sch.reorder(m0, e0, e1, m1)
+        sch.reverse_compute_at(accumulate, e0, preserve_unit_loops=True)
+        self.product(e1, n, "uint16")
+        self.finish_tile(accumulate, False)
+
+    def product(self, rows: Any, reduction: Any, source: str) -> None:
+        """Make the loops from `rows` to `reduction` one intrinsic."""
+        self.sch.tensorize(rows, amx.product(source, int(self.sch.get(reduction).extent)))
