@@ -13,6 +13,7 @@ from attncc import expr as ex
 from attncc import ir
 from attncc.emitter import Emitter
 from attncc.passes.refused import Refused
+from attncc.passes.roles import axes_of
 
 aten = torch.ops.aten
 
@@ -30,9 +31,27 @@ def emit_value(emitter: Emitter, node: ir.Node) -> fx.Node:
             return _pointwise(emitter, node)
         case ir.View(operand=operand):
             return emitter.operand(operand, node.dims, node.sizes)
+        case ir.Contract(operands=(a, b)):
+            return _product(emitter, node, a, b)
         case ir.Concat(parts=parts, dim=along):
             return emitter.call(aten.cat.default, [emitter.value(p) for p in parts], along)
     raise Refused(f"the value {node.name} is never computed by itself", node.name)
+
+
+def _product(emitter: Emitter, node: ir.Contract, a: ir.Access, b: ir.Access) -> fx.Node:
+    """A sum of products: of a bias that is made by one, without the factors that passes took out of it."""
+    letters = {axis: chr(ord("a") + number) for number, (axis, _) in enumerate(node.axes)}
+    terms, operands = [], []
+    for access in (a, b):
+        axes = [axis for axis, _ in node.axes if axis in axes_of(access)]
+        operands.append(emitter.operand(access, [(axis,) for axis in axes], node.sizes))
+        terms.append("".join(letters[axis] for axis in axes))
+    result = [axis for group in node.dims for axis in group]
+    if len({t.meta["val"].dtype for t in operands}) > 1 or not {*result} <= {*axes_of(a), *axes_of(b)}:
+        raise Refused(f"the value {node.name} is never computed by itself", node.name)
+    equation = f"{','.join(terms)}->{''.join(letters[axis] for axis in result)}"
+    summed = emitter.call(aten.einsum.default, equation, operands)
+    return emitter.call(aten.reshape.default, summed, [emitter.number(d) for d in node.shape])
 
 
 def _pointwise(emitter: Emitter, node: ir.Map) -> fx.Node:

@@ -41,7 +41,7 @@ def sites(graph: ir.Graph, converted: Converted) -> list[Site]:
         for n in graph
         if n.name not in converted.sources
         and n.name not in converted.graph.nodes
-        and isinstance(n, ir.Map | ir.View | ir.Concat)
+        and isinstance(n, ir.Map | ir.View | ir.Concat | ir.Contract)
     }
     found: list[Site] = []
     for node in graph:

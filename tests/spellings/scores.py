@@ -321,3 +321,15 @@ def cosine_similarity_of_all_pairs(q, k, v):
 def heads_mixed_before_the_softmax(q, k, v, mixer):
     x = torch.einsum("bhij,hg->bgij", q @ k.mT, mixer)
     return attend(x * SCALE, v)
+
+
+@spelling(same=True)
+def scaled_queries_against_a_table_of_distances(q, k, v):
+    """As SpeechT5: the scaled queries meet the keys in one product, a row for each distance in another."""
+    b, h, s, d = q.shape
+    q = (q * SCALE).reshape(b * h, s, d)
+    distance = torch.arange(s)[:, None] - torch.arange(s)[None]
+    table = torch.sin(distance[..., None] * torch.arange(1.0, d + 1))
+    near = torch.matmul(q.transpose(0, 1), table.transpose(-2, -1)).transpose(0, 1)
+    x = torch.bmm(q, k.reshape(b * h, s, d).transpose(1, 2)) + near
+    return torch.bmm(x.softmax(-1), v.reshape(b * h, s, -1))
