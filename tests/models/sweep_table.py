@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -35,7 +36,8 @@ def _summary(rows: list[Row]) -> dict[str, Any]:
         "sites": sum(r["found"] for r in ran),
         "fused": sum(r["fused"] for r in ran),
         "calls": sum(r["calls"] for r in ran),
-        "wrong": [r["model"] for r in ran if is_wrong(r)],
+        "wrong": [r["model"] for r in ran if verdict(r) == "wrong"],
+        "not judged": [r["model"] for r in ran if verdict(r) == "not judged"],
         "warnings": {r["model"]: r["warnings"] for r in ran if r["warnings"]},
         "not fused": dict(reasons),
         "not found": {r["model"]: r["softmaxes"] - r["calls"] for r in ran
@@ -44,12 +46,18 @@ def _summary(rows: list[Row]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def is_wrong(row: Row) -> bool:
-    """Farther from eager float32 than rounding explains, and farther from eager float64 than eager float32 is."""
-    if row["difference"] < NEAR or row.get("again", 0) >= NEAR:
-        return False
+def verdict(row: Row) -> str:
+    """Whether a model computes the same: "right", "wrong", or "not judged" where it says nothing.
+
+    Wrong is what lies farther from eager float32 than rounding explains, and farther from eager float64 than eager
+    float32 does. A model that draws random numbers, or whose float64 is not comparable, cannot be judged like that.
+    """
+    if row["difference"] < NEAR:
+        return "right"
     ours, eager = row.get("to_float64", (row["difference"], 0.0))
-    return not ours <= 2 * eager + NEAR
+    if row.get("again", 0) >= NEAR or not math.isfinite(eager):
+        return "not judged"
+    return "right" if ours <= 2 * eager + NEAR else "wrong"
 
 
 def _cause(error: str) -> str:
@@ -65,9 +73,11 @@ def show(rows: list[Row]) -> None:
 
     console, found = Console(), summary(rows)
     counts = ("tried", "ran", "with attention", "sites", "fused", "calls")
-    table = Table("as", *counts, "wrong")
+    table = Table("as", *counts, "wrong", "not judged")
     for name, s in found.items():
-        table.add_row(name, *(str(s[c]) for c in counts), ", ".join(s["wrong"]) or "0")
+        table.add_row(
+            name, *(str(s[c]) for c in counts), ", ".join(s["wrong"]) or "0", ", ".join(s["not judged"]) or "0"
+        )
     console.print(table)
     for name, s in found.items():
         _list(console, f"{name}: not fused", {reason: list(models) for reason, models in s["not fused"].items()})
