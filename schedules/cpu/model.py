@@ -17,9 +17,9 @@ ROWS = 64
 """Query rows of a tile. Every element of k and v that comes out of L2 is multiplied with all of them, so L2 is read at
 one to two bytes a cycle where the cores multiply at their peak; more rows would only waste more at the ends of short
 sequences."""
-STEP_BYTES = 512
-"""A row of keys of a step: 128 of float32, 256 of bfloat16. A step rescales and copies the output tile, some four
-vector operations a column; that many keys keep it at 2% of the products, which halved operands make twice as fast."""
+KEYS = 128
+"""Keys of a step, and twice as many of halved operands, which are multiplied twice as fast. A step rescales and copies
+the output tile, some four vector operations a column: that many keys keep it at 2% of the products."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,16 @@ def query_block(vectors: int, lanes: int) -> int:
 
 
 def key_block(spec: AttentionSpec, target: Target, queries: int, size: int, least: int) -> int:
-    """Keys of a step, for operands of `size` bytes: a power of two times `least`, `STEP_BYTES` of them if they fit L2.
+    """Keys of a step, for operands of `size` bytes: a power of two times `least`, up to `KEYS`, that fits L2.
 
     What a step touches: its keys and values, scores (float32, or wider) and probabilities, queries, and the output
     before and after.
     """
     wide = max(size, 4)
-    tile = queries * (spec.head_dim * size + 2 * spec.value_dim * wide)
+    fixed = queries * (spec.head_dim * size + 2 * spec.value_dim * wide)
+    each = queries * (wide + size) + (spec.head_dim + spec.value_dim) * size
     keys = least
-    while 2 * keys * size <= STEP_BYTES:
-        if tile + 2 * keys * (queries * (wide + size) + (spec.head_dim + spec.value_dim) * size) > target.l2:
-            break
+    while 2 * keys <= KEYS * wide // size and fixed + 2 * keys * each <= target.l2:
         keys *= 2
     return keys
 
