@@ -16,7 +16,7 @@ from torch import fx
 
 from attncc import ir
 from attncc.emit_values import emit_value
-from attncc.emitter import Emitter, Group
+from attncc.emitter import Emitter, Group, unless_same
 from attncc.passes.refused import Refused
 from attncc.runtime import op as _registers_the_operator  # noqa: F401
 from attncc.symbolic import Dim, dim, equal, exact_div, product
@@ -92,7 +92,7 @@ def _taken(emitter: Emitter, value: str, at: tuple[Dim | None, ...]) -> fx.Node:
 def _placed(emitter: Emitter, node: ir.Node, value: fx.Node, merged: list[Group]) -> fx.Node:
     """A tensor of one dimension a group of axes, in the dimensions and the dtype of `node`."""
     sizes: Mapping[str, Dim] = node.sizes
-    labels = [a for g in merged for a in g]
+    labels, source = [a for g in merged for a in g], value
     if any(len(g) != 1 for g in merged):
         value = emitter.call(aten.reshape.default, value, [emitter.number(sizes[a]) for a in labels])
     order = [labels.index(a) for d in node.dims for a in d]
@@ -101,6 +101,7 @@ def _placed(emitter: Emitter, node: ir.Node, value: fx.Node, merged: list[Group]
     if any(len(d) != 1 for d in node.dims):
         shape = [emitter.number(product(sizes[a] for a in d)) for d in node.dims]
         value = emitter.call(aten.reshape.default, value, shape)
+    value = unless_same(source, value)
     dtype = getattr(torch, node.dtype)
     return value if value.meta["val"].dtype == dtype else emitter.call(aten.to.dtype, value, dtype)
 

@@ -142,7 +142,7 @@ class Emitter:
         self, access: ir.Access, groups: Sequence[Group], sizes: Mapping[str, Dim], dtype: str | None = None
     ) -> fx.Node:
         """The value read by `access` as a tensor with one dimension a group of axes."""
-        node = self.value(access.value)
+        node = source = self.value(access.value)
         access, groups, sizes = _joined(access, groups, sizes)
         labels: list[str] = []
         for p in reversed(range(len(access.index))):
@@ -157,6 +157,7 @@ class Emitter:
         if order != list(range(len(order))):
             node = self.call(aten.permute.default, node, order)
         node = self._grouped(node, groups, {a for a in labels}, sizes)
+        node = unless_same(source, node)
         if dtype is not None and str(node.meta["val"].dtype) != f"torch.{dtype}":
             node = self.call(aten.to.dtype, node, getattr(torch, dtype))
         return node
@@ -204,6 +205,19 @@ class Emitter:
         node, inner = self._unpacked(node, p + 1, ix.total([rest], left), sizes)
         node, outer = self._unpacked(node, p, ix.Linear(((axis, 1),), whole), sizes)
         return node, [*outer, *inner]
+
+
+def unless_same(source: fx.Node, result: fx.Node) -> fx.Node:
+    """`result`, or `source` where it is a view of that with every element in its place: each view costs microseconds.
+
+    Axes of size 1 are read by select and come back by unsqueeze; those chains end as they began.
+    """
+    a, b = source.meta["val"], result.meta["val"]
+    if a.ndim != b.ndim or a.dtype != b.dtype or not torch._C._is_alias_of(a, b):
+        return result
+    numbers = [*zip(a.shape, b.shape, strict=True), *zip(a.stride(), b.stride(), strict=True)]
+    numbers.append((a.storage_offset(), b.storage_offset()))
+    return source if all(equal(dim(x), dim(y)) for x, y in numbers) else result
 
 
 def _fake(node: fx.Node) -> Any:

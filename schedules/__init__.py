@@ -11,11 +11,12 @@ from attncc.schedules.cpu.fallback import Fallback
 from attncc.schedules.cpu.prefill_amx import PrefillAmx
 from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
 from attncc.schedules.cpu.prefill_fp32 import PrefillFp32
+from attncc.schedules.cpu.short import Short
 from attncc.schedules.family import Decisions, Declined, Family, Launch, Problem
 from attncc.spec import AttentionSpec
 from attncc.target import Target
 
-CPU: tuple[Family, ...] = (PrefillAmx(), PrefillBf16(), PrefillFp32(), Decode(), Fallback())
+CPU: tuple[Family, ...] = (Short(), PrefillAmx(), PrefillBf16(), PrefillFp32(), Decode(), Fallback())
 """From special to general; the last one takes every spec."""
 
 __all__ = ["Decisions", "Declined", "Family", "Launch", "Problem", "families", "select"]

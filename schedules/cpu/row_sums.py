@@ -1,4 +1,4 @@
-"""Sums along vectors, several at a time: a tensor intrinsic that takes N vectors to one vector of their N sums.
+"""Sums (or maxima) along vectors, several at a time: a tensor intrinsic from N vectors to one vector of their N sums.
 
 Vectors that share their shuffles and additions cost little more than one alone:
 
@@ -10,11 +10,15 @@ LLVM IR, which has shuffles where TIR has none, and is inlined; the same text se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import cache
+from typing import Any, Literal
 
 from attncc._tvm import IRBuilder, PrimFunc, T, s_tir, tirx
 
+Operation = Literal["sum", "max"]
+OPERATIONS: tuple[Operation, ...] = ("sum", "max")
 _LLVM = {"float32": "float", "float64": "double"}
 
 
@@ -23,20 +27,23 @@ def available(vectors: int, lanes: int) -> bool:
     return all(n > 1 and n & (n - 1) == 0 for n in (vectors, lanes))
 
 
-def name_of(vectors: int, lanes: int, dtype: str) -> str:
-    return f"attncc_row_sums_{vectors}x{lanes}_{dtype}"
+def name_of(vectors: int, lanes: int, dtype: str, operation: Operation = "sum") -> str:
+    return f"attncc_row_{operation}s_{vectors}x{lanes}_{dtype}"
 
 
 @cache
-def register(vectors: int, lanes: int, dtype: str) -> str:
-    """Register the intrinsic with TVM (once) and give its name; a kernel that uses it imports `llvm_text`."""
-    name = name_of(vectors, lanes, dtype)
-    description, implementation = (_function(vectors, lanes, dtype, call) for call in ("", name))
+def register(vectors: int, lanes: int, dtype: str, operation: Operation = "sum") -> str:
+    """Register the intrinsic with TVM (once) and give its name; a kernel that uses it imports `llvm_text`.
+
+    A maximum may drop NaN, as TIR's does.
+    """
+    name = name_of(vectors, lanes, dtype, operation)
+    description, implementation = (_function(vectors, lanes, dtype, operation, call) for call in ("", name))
     s_tir.TensorIntrin.register(name, description, implementation, override=True)
     return name
 
 
-def _function(vectors: int, lanes: int, dtype: str, call: str) -> PrimFunc:
+def _function(vectors: int, lanes: int, dtype: str, operation: Operation, call: str) -> PrimFunc:
     """The intrinsic's description, or its implementation by the function named `call`."""
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
@@ -61,15 +68,19 @@ def _function(vectors: int, lanes: int, dtype: str, call: str) -> PrimFunc:
                         T.reads(target[vn], source[vn, vl])  # as `set_scope` writes it
                         T.writes(target[vn])
                         with T.init():
-                            T.buffer_store(target, tirx.const(0.0, dtype), [vn])
-                        T.buffer_store(target, target[vn] + source[vn, vl], [vn])
+                            T.buffer_store(target, tirx.const(0.0 if operation == "sum" else -math.inf, dtype), [vn])
+                        T.buffer_store(target, _joined(operation, target[vn], source[vn, vl]), [vn])
         function: PrimFunc = builder.get()
     return function
 
 
-def llvm_text(vectors: int, lanes: int, dtype: str) -> str:
+def _joined(operation: Operation, a: Any, b: Any) -> Any:
+    return a + b if operation == "sum" else T.max(a, b)
+
+
+def llvm_text(vectors: int, lanes: int, dtype: str, operation: Operation = "sum") -> str:
     """The function in LLVM IR."""
-    writer = _Writer(_LLVM[dtype])
+    writer = _Writer(_LLVM[dtype], operation)
     together = min(vectors, lanes)
     values = [f"%v{n}" for n in range(vectors)]
     sums = [writer.sums(values[first : first + together], lanes) for first in range(0, vectors, together)]
@@ -81,7 +92,7 @@ def llvm_text(vectors: int, lanes: int, dtype: str) -> str:
     result = f"<{vectors} x {writer.scalar}>"
     body = "\n".join(writer.lines)
     return f"""
-define {result} @{name_of(vectors, lanes, dtype)}({arguments}) alwaysinline {{
+define {result} @{name_of(vectors, lanes, dtype, operation)}({arguments}) alwaysinline {{
 {body}
   ret {result} {sums[0]}
 }}
@@ -91,8 +102,8 @@ define {result} @{name_of(vectors, lanes, dtype)}({arguments}) alwaysinline {{
 class _Writer:
     """Writes instructions over vectors of one scalar type; values are named in order."""
 
-    def __init__(self, scalar: str) -> None:
-        self.scalar = scalar
+    def __init__(self, scalar: str, operation: Operation) -> None:
+        self.scalar, self.operation = scalar, operation
         self.lines: list[str] = []
 
     def sums(self, values: list[str], lanes: int) -> str:
@@ -104,7 +115,7 @@ class _Writer:
             low = [first + n for first in range(0, count * min(len(values), 2), group) for n in range(half)]
             high = [n + half for n in low]
             values = [
-                self.add(self.shuffle(a, b, count, low), self.shuffle(a, b, count, high), len(low)) for a, b in pairs
+                self.join(self.shuffle(a, b, count, low), self.shuffle(a, b, count, high), len(low)) for a, b in pairs
             ]
             count, group = len(low), half
         return values[0]
@@ -115,8 +126,12 @@ class _Writer:
         kind = f"<{width} x {self.scalar}>"
         return self.emit(f"shufflevector {kind} {a}, {kind} {b}, <{len(mask)} x i32> <{', '.join(mask)}>")
 
-    def add(self, a: str, b: str, width: int) -> str:
-        return self.emit(f"fadd <{width} x {self.scalar}> {a}, {b}")
+    def join(self, a: str, b: str, width: int) -> str:
+        kind = f"<{width} x {self.scalar}>"
+        if self.operation == "sum":
+            return self.emit(f"fadd {kind} {a}, {b}")
+        larger = self.emit(f"fcmp ogt {kind} {a}, {b}")
+        return self.emit(f"select <{width} x i1> {larger}, {kind} {a}, {kind} {b}")
 
     def emit(self, text: str) -> str:
         name = f"%r{len(self.lines)}"
