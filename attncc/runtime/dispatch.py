@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -52,14 +52,37 @@ def outputs(
     q [B, H, Sq, D], k [B, G, Skv, D], v [B, G, Skv, E]; returns the spec's outputs, the first of them [B, H, Sq, E] and
     contiguous in the order of `layout`. Raises ValueError or TypeError for operands that do not fit the spec.
     """
-    key: tuple[Any, ...] = (spec, layout, q.shape, k.shape, v.shape, q.dtype, _get_num_threads())
-    if extras:
-        key += tuple([t.shape for t in extras])
+    key = _key(q, k, v, extras, spec, layout)
     operands = (q, k, v, extras, scalars, integers)
     plan = _plans.get(key)
     if plan is None:
         plan = _new_plan(key, operands, spec, layout)
     return plan.run(operands)
+
+
+def _key(q: Tensor, k: Tensor, v: Tensor, extras: Sequence[Tensor], *texts: str) -> tuple[Any, ...]:
+    """All that a plan follows from; the sizes of further tensors are there to be checked once."""
+    sizes = (q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride())
+    key = (*texts, *sizes, q.dtype, _get_num_threads())
+    return (*key, *[t.shape for t in extras]) if extras else key
+
+
+def call_key(q: Tensor, k: Tensor, v: Tensor, *facts: Hashable) -> tuple[Any, ...]:
+    """What a call of `attncc.attention` is remembered by: its tensors, and `facts` that say the rest of its spec."""
+    sizes = (q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride())
+    return (*facts, *sizes, q.dtype, k.dtype, v.dtype, _get_num_threads())
+
+
+def remembered(call: tuple[Any, ...]) -> Plan | None:
+    """The plan of a call that was made before, where it is still kept."""
+    return _plans.get(call)
+
+
+def remember(call: tuple[Any, ...], q: Tensor, k: Tensor, v: Tensor, spec: str, layout: str) -> None:
+    """Let `remembered` give the plan by which these tensors have been answered, if there is one."""
+    plan = _plans.get(_key(q, k, v, (), spec, layout))
+    if plan is not None:
+        _plans.put(call, plan)
 
 
 def host_target() -> Target:
@@ -94,7 +117,7 @@ def _new_plan(key: tuple[Any, ...], operands: Operands, text: str, layout: str) 
     if 0 in size or k.shape[2] == 0:
         plan: Plan = EmptyPlan(spec, size, layout)
     else:
-        plan = _kernel_plan(spec, q, k, layout)
+        plan = _kernel_plan(spec, operands[:3], layout)
     _plans.put(key, plan)
     return plan
 
@@ -103,13 +126,14 @@ def _drop_plans(kernel: build.Kernel) -> None:
     _plans.drop(lambda plan: isinstance(plan, KernelPlan) and plan.kernel is kernel)
 
 
-def _kernel_plan(spec: AttentionSpec, q: Tensor, k: Tensor, layout: str) -> Plan:
+def _kernel_plan(spec: AttentionSpec, tensors: tuple[Tensor, Tensor, Tensor], layout: str) -> Plan:
     from attncc import schedules
 
+    q, k, _ = tensors
     batch, heads, q_len, _ = q.shape
     problem = schedules.Problem(batch, heads, q_len, k.shape[2], _threads(spec, q, k))
     kernel = None if disabled() else _kernel(spec, problem, host_target())
-    return EagerPlan(spec, layout) if kernel is None else KernelPlan(kernel, problem, layout)
+    return EagerPlan(spec, layout) if kernel is None else KernelPlan(kernel, problem, layout, tensors)
 
 
 def _kernel(spec: AttentionSpec, problem: Problem, target: Target) -> build.Kernel | None:

@@ -44,10 +44,8 @@ def attention(
 ) -> Tensor:
     """Call the operator; straight to the kernel where nothing of torch's dispatcher could have a say in it."""
     if not torch.compiler.is_compiling():
-        tensors = (q, k, v, *extras)
-        # A call that skips the dispatcher would be missing from a profile.
-        run = _direct(tensors)
-        if run is not None and not (_grad_enabled() and _any_requires_grad(*tensors)) and not _profiled():
+        run = unobserved((q, k, v, *extras))
+        if run is not None:
             return run(q, k, v, extras, scalars, integers, spec, layout)[0]
     return _dispatched(_one, q, k, v, extras, scalars, integers, spec, layout)[0]
 
@@ -64,18 +62,28 @@ def attention_outputs(
 ) -> Sequence[Tensor]:
     """The same for all outputs of the spec, in its order."""
     if not torch.compiler.is_compiling():
-        tensors = (q, k, v, *extras)
-        run = _direct(tensors)
-        if run is not None and not (_grad_enabled() and _any_requires_grad(*tensors)) and not _profiled():
+        run = unobserved((q, k, v, *extras))
+        if run is not None:
             return run(q, k, v, extras, scalars, integers, spec, layout)
     return _dispatched(_all, q, k, v, extras, scalars, integers, spec, layout)
+
+
+def unobserved(tensors: tuple[Tensor, ...]) -> Callable[..., Sequence[Tensor]] | None:
+    """What runs a call in which nothing of torch's dispatcher could have a say; None for all others."""
+    run = _direct(tensors)
+    # A call that skips the dispatcher would be missing from a profile.
+    observed = run is None or (_grad_enabled() and _any_requires_grad(*tensors)) or _profiled()
+    return None if observed else run
 
 
 def _direct(tensors: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]] | None:
     """What runs plain tensors of one device outside of every mode and transform; None for all others."""
     if _modes() or _transformed():
         return None
-    if all([type(t) in _PLAIN and t.is_cpu for t in tensors]):
+    for t in tensors:
+        if type(t) not in _PLAIN or not t.is_cpu:
+            break
+    else:  # written out, as it stands in the path of every call
         return dispatch.outputs
     return _cuda() if all([type(t) in _PLAIN and t.is_cuda for t in tensors]) else None
 

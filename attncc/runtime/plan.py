@@ -1,4 +1,4 @@
-"""Launch plans: everything about a call that follows from its spec, layout, sizes and number of threads."""
+"""Launch plans: everything about a call that follows from its spec, layout, sizes, strides and number of threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Plan:
-    """How calls of one combination of spec, layout, sizes and threads are answered."""
+    """How calls of one combination of spec, layout, sizes, strides and threads are answered."""
 
     bytes = 0
 
@@ -31,8 +31,11 @@ class Plan:
 class KernelPlan(Plan):
     """Run a kernel."""
 
-    def __init__(self, kernel: build.Kernel, problem: Problem, layout: str) -> None:
-        spec = kernel.spec
+    def __init__(
+        self, kernel: build.Kernel, problem: Problem, layout: str, tensors: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        """`tensors` are q, k and v of a call, for their sizes and strides."""
+        spec, q = kernel.spec, tensors[0]
         launch = kernel.family.launch(spec, kernel.decisions, problem)
         self.kernel = kernel
         self.layout = layout
@@ -48,19 +51,19 @@ class KernelPlan(Plan):
         self.size = (problem.batch, problem.heads, problem.q_len, spec.value_dim)
         self.stride = dense_strides(self.size, layout)
         self.more = more_outputs(spec, (*self.size[:3], problem.kv_len))
+        self.dense = all(t.stride(3) == 1 for t in tensors)
+        self.like_q = tuple(q.shape) == self.size and q.stride() == self.stride
 
     def run(self, operands: Operands) -> Sequence[Tensor]:
         """Call the kernel on the tensors as they lie; only a last dimension that is not dense is copied."""
         q, k, v, extras, scalars, integers = operands
-        if q.stride(3) != 1:
-            q = dense_rows(q)
-        if k.stride(3) != 1:
-            k = dense_rows(k)
-        if v.stride(3) != 1:
-            v = dense_rows(v)
+        if not self.dense:
+            q, k, v = (t if t.stride(3) == 1 else dense_rows(t) for t in (q, k, v))
         if self.as_bits:
             k, v = self._bits(operands, k, v)
-        outputs = [torch.empty_strided(self.size, self.stride, dtype=self.dtype)]
+        # empty_like takes two thirds of the time
+        out = torch.empty_like(q) if self.like_q else torch.empty_strided(self.size, self.stride, dtype=self.dtype)
+        outputs = [out]
         if self.more:
             outputs += [torch.empty(size, dtype=dtype) for size, dtype in self.more]
         scratch = self.scratch
