@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from attncc.schedules.cpu.decode import Decode
 from attncc.schedules.cpu.fallback import Fallback
+from attncc.schedules.cpu.narrow import NarrowBf16, NarrowFp32
 from attncc.schedules.cpu.prefill_amx import PrefillAmx
 from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
 from attncc.schedules.cpu.prefill_fp32 import PrefillFp32
@@ -16,7 +17,9 @@ from attncc.schedules.family import Decisions, Declined, Family, Launch, Problem
 from attncc.spec import AttentionSpec
 from attncc.target import Target
 
-CPU: tuple[Family, ...] = (Short(), PrefillAmx(), PrefillBf16(), PrefillFp32(), Decode(), Fallback())
+CPU: tuple[Family, ...] = (
+    Short(), PrefillAmx(), NarrowBf16(), PrefillBf16(), NarrowFp32(), PrefillFp32(), Decode(), Fallback()
+)  # fmt: skip
 """From special to general; the last one takes every spec."""
 
 __all__ = ["Decisions", "Declined", "Family", "Launch", "Problem", "families", "select"]

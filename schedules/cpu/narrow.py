@@ -1,37 +1,46 @@
-"""Prefill in tiles of one vector of queries: for few query rows, and where wider tiles would leave threads idle.
+"""Prefill in tiles of one vector of queries: for few query rows, and where larger tiles would leave threads idle.
 
-A tile of prefill's own width costs the same however many of its rows exist. One vector of queries needs more loads for
-each product, and is otherwise as good.
+A tile costs the same however many of its rows exist, and one thread computes it. Smaller ones load keys and values more
+often for each product, and are otherwise as good.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
-from attncc.schedules.cpu.prefill_fp32 import MIN_ROWS, PrefillFp32
+from attncc.schedules.cpu import model
+from attncc.schedules.cpu.prefill_bf16 import LANES, PrefillBf16
+from attncc.schedules.cpu.prefill_fp32 import MIN_ROWS, PrefillFp32, size_of
 from attncc.schedules.family import Problem
 from attncc.spec import AttentionSpec
 from attncc.target import Target
 
-WIDE = 64
-"""Query rows of prefill's own tiles, roughly; it depends on the target."""
-BUSY = 0.9
-"""The share of their time that threads have to be busy with wide tiles."""
+ROWS = 16
+"""Query rows of a tile, or as few more as make a whole vector."""
+GAIN = 0.92
+"""What a row costs in prefill's own tiles, of its cost here."""
 
 
 def _suits(problem: Problem) -> bool:
-    """Whether wide tiles would be half empty, or too few to share."""
+    """Whether all threads are done sooner than with prefill's own tiles."""
     if problem.q_len < MIN_ROWS:
         return False
-    tiles = problem.batch * problem.heads * -(-problem.q_len // WIDE)
-    rounds = -(-tiles // problem.threads)
-    return problem.q_len <= WIDE // 2 or tiles < BUSY * problem.threads * rounds
+    heads = problem.batch * problem.heads
+
+    def finished(rows: int) -> int:
+        return rows * -(-heads * -(-problem.q_len // rows) // problem.threads)
+
+    return finished(ROWS) < GAIN * finished(model.ROWS)
 
 
-def _narrow(decisions: dict[str, int]) -> dict[str, int]:
-    lanes = decisions["query_block"] // (2 * decisions["vectors"])
-    return {**decisions, "vectors": 1, "query_block": lanes}
+def _narrow(decisions: Mapping[str, int], lanes: int) -> dict[str, int]:
+    return {**decisions, "vectors": 1, "query_block": max(ROWS, lanes)}
+
+
+def _held(space: Mapping[str, tuple[int, ...]], decisions: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """A space without other tiles."""
+    return {**space, **{name: (decisions[name],) for name in ("query_block", "vectors")}}
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,10 @@ class NarrowFp32(PrefillFp32):
         return _suits(problem)
 
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
-        return _narrow(super().decisions(spec, target))
+        return _narrow(super().decisions(spec, target), model.lanes(target, size_of(spec)))
+
+    def space(self, spec: AttentionSpec, target: Target) -> dict[str, tuple[int, ...]]:
+        return _held(super().space(spec, target), self.decisions(spec, target))
 
 
 @dataclass(frozen=True)
@@ -57,4 +69,7 @@ class NarrowBf16(PrefillBf16):
         return _suits(problem)
 
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
-        return _narrow(super().decisions(spec, target))
+        return _narrow(super().decisions(spec, target), LANES)
+
+    def space(self, spec: AttentionSpec, target: Target) -> dict[str, tuple[int, ...]]:
+        return _held(super().space(spec, target), self.decisions(spec, target))

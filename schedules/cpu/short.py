@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from attncc.algorithm.short_parts import RUN_BITS, Tiling
-from attncc.schedules.cpu.prefill_fp32 import lanes_of, registers_of
+from attncc.schedules.cpu import model
+from attncc.schedules.cpu.prefill_fp32 import MIN_ROWS, size_of
 from attncc.schedules.family import Decisions, Declined, Family, Launch, Problem
 from attncc.spec import DOT, AttentionSpec
 from attncc.target import Target
@@ -25,8 +26,6 @@ MOST_KEYS = 128
 """Keys that a kernel has room for."""
 LARGEST_HEAD = 128
 """Head size up to which the packed keys stay in a cache next to the core, and sums of products are short."""
-MIN_ROWS = 8
-"""Query rows from which on it pays to pack the keys."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,19 @@ class Short(Family):
         """A register tile of scores is a vector of keys by 8 rows (4 where there are 16 registers), of the output two
         vectors of columns."""
         return {
-            "rows": 8 if registers_of(target) >= 32 else 4,
-            "lanes": lanes_of(spec, target),
+            "rows": 8 if model.registers(target) >= 32 else 4,
+            "lanes": model.lanes(target, size_of(spec)),
             "keys": MOST_KEYS,
             "pairs": 2 if self._pairs(spec, target) else 1,
             "column_sets": 2,
+        }
+
+    def space(self, spec: AttentionSpec, target: Target) -> dict[str, tuple[int, ...]]:
+        """What is held in registers is open."""
+        default = self.decisions(spec, target)
+        return {name: (value,) for name, value in default.items()} | {
+            "rows": model.near(default["rows"], (4, 8)),
+            "column_sets": model.near(default["column_sets"], (1, 2, 4)),
         }
 
     def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:
