@@ -215,9 +215,11 @@ def unless_same(source: fx.Node, result: fx.Node) -> fx.Node:
     a, b = source.meta["val"], result.meta["val"]
     if a.ndim != b.ndim or a.dtype != b.dtype or not torch._C._is_alias_of(a, b):
         return result
-    numbers = [*zip(a.shape, b.shape, strict=True), *zip(a.stride(), b.stride(), strict=True)]
-    numbers.append((a.storage_offset(), b.storage_offset()))
-    return source if all(equal(dim(x), dim(y)) for x, y in numbers) else result
+    sizes = [(dim(x), dim(y)) for x, y in zip(a.shape, b.shape, strict=True)]
+    strides = zip(a.stride(), b.stride(), sizes, strict=True)
+    places = [(dim(x), dim(y)) for x, y, (size, _) in strides if size != 1]  # along one element no stride counts
+    places.append((dim(a.storage_offset()), dim(b.storage_offset())))
+    return source if all(equal(x, y) for x, y in [*sizes, *places]) else result
 
 
 def _fake(node: fx.Node) -> Any:
