@@ -40,6 +40,8 @@ class Short(Family):
             return Declined(f"{self.name} is for CPUs, not for {target.kind}")
         if spec.dtype == "float16" and target.arch == "x86_64" and "f16c" not in target.features:
             return Declined(f"{self.name} reads float16 with f16c, which {target.mcpu} lacks")
+        if spec.quantized:
+            return Declined(f"{self.name} multiplies plain numbers, not codes with scales")
         if max(spec.head_dim, spec.value_dim) > LARGEST_HEAD:
             return Declined(f"{self.name} is for heads of up to {LARGEST_HEAD}")
         return None
