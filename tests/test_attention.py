@@ -396,3 +396,26 @@ def test_functions_are_traced_again_only_when_they_change(monkeypatch: pytest.Mo
         call(rand(2, 6), cap, width)
         assert len(traces) <= 2 * traced
     assert len(stats().kernels) == 1
+
+
+def test_a_call_that_is_remembered_is_not_taken_for_another() -> None:
+    """The second call with the same tensors finds its plan at once; one that differs in anything must not find that."""
+    q, k, v = rand(2, 4, 12, 16), rand(2, 4, 12, 16), rand(2, 4, 12, 16)
+    for _ in range(2):
+        against_sdpa(q, k, v)
+        against_sdpa(q, k, v, is_causal=True)
+        against_sdpa(q, k, v, scale=0.3)
+        against_sdpa(q, k[:, :2], v[:, :2], enable_gqa=True)
+        against_sdpa(*(t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v)))
+        against_sdpa(*(t.transpose(2, 3).contiguous().transpose(2, 3) for t in (q, k, v)))
+        against_sdpa(*(t.bfloat16() for t in (q, k, v)))
+        against_sdpa(q[:1], k, v)
+        mask = torch.ones(12, 12).tril().bool()
+        torch.testing.assert_close(attention(q, k, v, mask), attention(q, k, v, is_causal=True))
+    with pytest.raises(TypeError):
+        attention(q, k.bfloat16(), v)
+    learnt = q.clone().requires_grad_()
+    attention(learnt, k, v).sum().backward()
+    assert learnt.grad is not None and not attention(q, k, v).requires_grad
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert attention(q, k, v).dtype == torch.bfloat16
