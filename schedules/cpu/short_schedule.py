@@ -25,7 +25,7 @@ from attncc.spec import AttentionSpec
 
 def llvm_text(spec: AttentionSpec, tiling: Tiling) -> str:
     """The functions that the schedule's intrinsics call."""
-    text = bf16_intrinsics.llvm_text(bf16_intrinsics.LANES) if tiling.pairs > 1 else ""
+    text = bf16_intrinsics.llvm_text(tiling.lanes, tiling.lanes) if tiling.pairs > 1 else ""
     if spec.normalizer == "softmax":
         for operation in row_sums.OPERATIONS:
             text += row_sums.llvm_text(tiling.rows, tiling.lanes, compute_dtype(spec), operation)
@@ -119,7 +119,7 @@ class ShortSchedule:
             sch.unroll(loop)
         start = sch.decompose_reduction(block, reduction)
         self.unrolled(self.loops(start)[-len(tile) :])
-        sch.tensorize(lanes, bf16_intrinsics.dot("uint16"))
+        sch.tensorize(lanes, bf16_intrinsics.dot("uint16", self.tiling.lanes))
 
     def depth(self, block: Any) -> int:
         """How many of the loops around a block are not its own."""
