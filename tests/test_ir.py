@@ -167,3 +167,15 @@ def test_in_place_changes_make_new_values() -> None:
     verify(graph)
     assert any(isinstance(n, ir.Opaque) and "changed in place" in n.note for n in graph)
     assert torch.equal(seen.result, torch.tensor([[1.0, 5, 5], [1, 5, 5]]))
+
+
+def test_what_an_operator_of_several_results_gave_may_be_changed_in_place() -> None:
+    """Mixtral's router divides topk's values in place: their storage is also that of the pair, which has no shape."""
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        weights, _ = x.softmax(-1).topk(2)
+        weights /= weights.sum(-1, keepdim=True)
+        return weights
+
+    x = torch.randn(5, 4)
+    assert torch.equal(capture(call, (x,)).result, call(x))

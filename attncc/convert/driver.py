@@ -213,14 +213,13 @@ class _Driver:
 
 def _is_alias(other: fx.Node, target: fx.Node) -> bool:
     """Whether two tensors of one storage are the same elements in the same order, as x[:] and x are."""
+    if other is target:
+        return True
     a, b = other.meta["val"], target.meta["val"]
-    places = [((*t.shape, *t.stride(), t.storage_offset()), t.dtype) for t in (a, b)]
-    (left, dtype), (right, wanted) = places
-    return other is target or (
-        dtype == wanted
-        and len(left) == len(right)
-        and all(equal(dim(x), dim(y)) for x, y in zip(left, right, strict=True))
-    )
+    if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)) or a.dtype != b.dtype or a.ndim != b.ndim:
+        return False  # an operator with several results shares memory with each of them
+    left, right = ((*t.shape, *t.stride(), t.storage_offset()) for t in (a, b))
+    return all(equal(dim(x), dim(y)) for x, y in zip(left, right, strict=True))
 
 
 def literal(gm: fx.GraphModule | None, node: fx.Node) -> float | int | bool | None:
