@@ -16,7 +16,7 @@ from torch import fx
 
 from attncc import ir
 from attncc.emit_values import emit_value
-from attncc.emitter import Emitter, Group, unless_same
+from attncc.emitter import Emitter, Group, is_same
 from attncc.passes.refused import Refused
 from attncc.runtime import op as _registers_the_operator  # noqa: F401
 from attncc.symbolic import Dim, dim, equal, exact_div, product
@@ -101,7 +101,7 @@ def _placed(emitter: Emitter, node: ir.Node, value: fx.Node, merged: list[Group]
     if any(len(d) != 1 for d in node.dims):
         shape = [emitter.number(product(sizes[a] for a in d)) for d in node.dims]
         value = emitter.call(aten.reshape.default, value, shape)
-    value = unless_same(source, value)
+    value = source if is_same(source, value) else value
     dtype = getattr(torch, node.dtype)
     return value if value.meta["val"].dtype == dtype else emitter.call(aten.to.dtype, value, dtype)
 

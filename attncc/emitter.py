@@ -18,6 +18,11 @@ from attncc.passes.refused import Refused
 from attncc.symbolic import Dim, dim, equal, exact_div, product, reduce, symbols
 
 aten = torch.ops.aten
+_VIEWS = frozenset(
+    (aten.view.default, aten.reshape.default, aten.transpose.int, aten.permute.default, aten.select.int,
+     aten.unsqueeze.default, aten.squeeze.dim, aten.slice.Tensor, aten.expand.default, aten.unflatten.int)
+)  # fmt: skip
+_MOST_VIEWS = 32
 Group = tuple[str, ...]
 """Axes that make up one dimension, outermost first."""
 
@@ -157,10 +162,22 @@ class Emitter:
         if order != list(range(len(order))):
             node = self.call(aten.permute.default, node, order)
         node = self._grouped(node, groups, {a for a in labels}, sizes)
-        node = unless_same(source, node)
+        node = next((view for view in (source, *self._views(source)) if is_same(view, node)), node)
         if dtype is not None and str(node.meta["val"].dtype) != f"torch.{dtype}":
             node = self.call(aten.to.dtype, node, getattr(torch, dtype))
         return node
+
+    def _views(self, source: fx.Node) -> list[fx.Node]:
+        """Views of a value that the graph has at the anchor anyway, the nearest ones first."""
+        found, here = [source], self.converted.positions[self.anchor]
+        if self.converted.fences:  # views that were made without gradients would lose them
+            return []
+        for node in found:  # which grows
+            users = (user for user in node.users if user.target in _VIEWS and user.args[0] is node)
+            found += [user for user in users if self.converted.positions.get(user, here) < here]
+            if len(found) > _MOST_VIEWS:
+                break
+        return found[1:]
 
     def _grouped(self, node: fx.Node, groups: Sequence[Group], present: set[str], sizes: Mapping[str, Dim]) -> fx.Node:
         """Dimensions for the missing axes, then one dimension a group."""
@@ -207,19 +224,19 @@ class Emitter:
         return node, [*outer, *inner]
 
 
-def unless_same(source: fx.Node, result: fx.Node) -> fx.Node:
-    """`result`, or `source` where it is a view of that with every element in its place: each view costs microseconds.
+def is_same(source: fx.Node, result: fx.Node) -> bool:
+    """Whether both are views of one memory with every element in the same place: each view costs microseconds.
 
     Axes of size 1 are read by select and come back by unsqueeze; those chains end as they began.
     """
     a, b = source.meta["val"], result.meta["val"]
     if a.ndim != b.ndim or a.dtype != b.dtype or not torch._C._is_alias_of(a, b):
-        return result
+        return False
     sizes = [(dim(x), dim(y)) for x, y in zip(a.shape, b.shape, strict=True)]
     strides = zip(a.stride(), b.stride(), sizes, strict=True)
     places = [(dim(x), dim(y)) for x, y, (size, _) in strides if size != 1]  # along one element no stride counts
     places.append((dim(a.storage_offset()), dim(b.storage_offset())))
-    return source if all(equal(x, y) for x, y in [*sizes, *places]) else result
+    return all(equal(x, y) for x, y in [*sizes, *places])
 
 
 def _fake(node: fx.Node) -> Any:

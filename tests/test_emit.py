@@ -179,10 +179,11 @@ def test_a_mask_that_is_written_over_before_the_attention_is_not_copied() -> Non
 def test_operands_that_lie_as_they_should_are_taken_as_they_are(batch: int) -> None:
     """Axes of size 1 are read by select and come back by unsqueeze: each such view would cost microseconds a call."""
 
-    def model(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def model(x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q = x.view(batch, 6, 3, 8).transpose(1, 2)
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, 6, 24)
 
-    inputs = rand(batch, 6, 3, 8).transpose(1, 2), rand(batch, 3, 7, 8), rand(batch, 3, 7, 8)
+    inputs = rand(batch, 6, 24), rand(batch, 3, 7, 8), rand(batch, 3, 7, 8)
     (graph,) = (gm.graph for gm in capture_directly(model, inputs).graphs)
     targets = [str(n.target) for n in graph.nodes if n.op == "call_function"]
-    assert not [t for t in targets if "select" in t or "unsqueeze" in t] and len(targets) <= 3
+    assert not [t for t in targets if "select" in t or "unsqueeze" in t] and len(targets) <= 5
