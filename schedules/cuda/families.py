@@ -12,6 +12,7 @@ import numpy as np
 
 from attncc import expr as ex
 from attncc.algorithm.bounds import key_bounds
+from attncc.schedules.cuda.simt_tile import Tile
 from attncc.schedules.family import Decisions, Declined, Family, Launch, Problem
 from attncc.spec import DOT, AttentionSpec
 from attncc.target import Target
@@ -29,6 +30,8 @@ _UNEVEN_TILES = 12
 """Tiles of a head, from which on a fixed order cannot even out tiles that see different numbers of keys."""
 _SHARED = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 """Shared memory that a thread block may have by compute capability, in KiB."""
+_RESULT_REGISTERS = 64
+"""That a thread may give to its part of the result."""
 _MOST_BLOCKS = 2**16
 """In the second and third dimension of a grid, where heads and batches go."""
 COLUMNS = 64
@@ -231,6 +234,45 @@ class Decode(CudaFamily):
         return grids
 
 
+class Simt(CudaFamily):
+    """Everything that the others decline."""
+
+    name = "cuda.simt"
+    regime = "any"
+    oldest = 75
+    row_alignment = 0
+    pointer_alignment = 1
+
+    def declines(self, spec: AttentionSpec, target: Target) -> Declined | None:
+        if target.kind != "cuda":
+            return Declined(f"the target is a {target.kind}")
+        if capability(target) < self.oldest:
+            return Declined(f"needs sm_{self.oldest} or newer, and the GPU is {target.mcpu}")
+        needed, limit = Tile(spec, self.decisions(spec, target)).shared_bytes, shared_limit(target)
+        if needed > limit:
+            return Declined(f"rows of {spec.head_dim} and {spec.value_dim} columns take {needed} bytes, of {limit}")
+        return None
+
+    def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
+        """The largest tile of which a multiprocessor holds two and whose result stays in registers; else the least."""
+        limit = shared_limit(target) // 2
+        for rows, keys in ((32, 64), (32, 32), (16, 32), (16, 16)):
+            found = {"rows": rows, "keys": keys}
+            tile = Tile(spec, found)
+            registers = tile.thread_rows * tile.columns * (2 if spec.dtype == "float64" else 1)
+            if tile.shared_bytes <= limit and registers <= _RESULT_REGISTERS:
+                return found
+        return {"rows": 8, "keys": 16}
+
+    def functions(self, spec: AttentionSpec, decisions: Decisions) -> dict[str, PrimFunc]:
+        from attncc.schedules.cuda import simt
+
+        return {"attention": simt.build(spec, decisions)}
+
+    def grids(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> dict[str, tuple[int, int, int]]:
+        return {"attention": (-(-problem.q_len // decisions["rows"]), problem.heads, problem.batch)}
+
+
 def visited(mask: ex.Expr, problem: Problem, first: int, last: int) -> int | None:
     """How many keys rows first … last see, where the sizes alone tell; else None."""
     known = {"first": first, "last": last, "Sq": problem.q_len, "Skv": problem.kv_len}
@@ -276,5 +318,5 @@ def capability(target: Target) -> int:
     return int("".join(filter(str.isdigit, target.mcpu)))
 
 
-CUDA: tuple[CudaFamily, ...] = (Decode(), PrefillWgmma(), PrefillMma())
+CUDA: tuple[CudaFamily, ...] = (Decode(), PrefillWgmma(), PrefillMma(), Simt())
 """From special to general."""

@@ -62,3 +62,16 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "max": lambda a, b: instruction("max.NaN.f32", a, b),
 }
 """By the names of `attncc.expr.OPERATORS`."""
+
+
+def library(dtype: str) -> Mapping[str, Callable[..., Any]]:
+    """The same by CUDA's library, in float32 or float64: 2 ulp."""
+    suffix = "f" if dtype == "float32" else ""
+    one = tirx.const(1.0, dtype)
+
+    def function(name: str) -> Callable[[Any], Any]:
+        return lambda x: tirx.call_pure_extern(dtype, name + suffix, x)
+
+    plain = ("exp", "exp2", "log", "log2", "log1p", "tanh", "erf", "sqrt", "rsqrt", "sin", "cos", "floor", "ceil")
+    found: dict[str, Callable[..., Any]] = {name: function(name) for name in plain}
+    return {**found, "round": function("nearbyint"), "sigmoid": lambda x: one / (one + found["exp"](-x))}

@@ -15,7 +15,7 @@ from attncc.runtime.cuda import driver
 from attncc.runtime.cuda.code import TENSOR_MAP, Kernel
 
 _FORMATS = {"pointer": "Q", "int64": "q", "float64": "d", "int32": "i", "float32": "f"}
-_SUFFIXES = ("_i32", "_f32")
+_SUFFIXES = ("_i32", "_f32", "_f64")
 """Of parameters that TVM has converted on their way into a kernel."""
 _ALIGNMENT = 64
 

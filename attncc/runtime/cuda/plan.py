@@ -41,7 +41,7 @@ class CudaPlan(Plan):
         grids = family.grids(spec, decisions, problem)
         started = [(*kernel.kernels[name], grid) for name, grid in grids.items()]
         self.launches = [(handle, grid, each.threads, each.shared) for handle, each, grid in started]
-        names = ["q", "k", "v", *(e.name for e in spec.extras), *spec.outputs]
+        names = ["q", "k", "v", *(e.name for e in spec.extras), "out", *(f"out_{n}" for n in spec.outputs[1:])]
         names += [f"w{n}" for n in range(len(self.workspaces))]
         moving = {name: at for at, name in enumerate([*names, *spec.scalars, *spec.integers])}
         boxes = family.boxes(decisions)
@@ -158,7 +158,9 @@ def dense(tensor: Tensor) -> Tensor:
 
 
 def readable(tensor: Tensor, elements: int) -> bool:
-    """Whether rows are dense and start at multiples of `elements`, as far as strides tell."""
+    """Whether rows are dense and start at multiples of `elements`, as far as strides tell; 0 takes all strides."""
+    if not elements:
+        return True
     *outer, inner = zip(tensor.shape, tensor.stride(), strict=True)
     return (inner[0] == 1 or inner[1] == 1) and all(size == 1 or stride % elements == 0 for size, stride in outer)
 
