@@ -29,8 +29,8 @@ SUPPORT = (
         "kernels are generated for the detected CPU; no machine of that kind runs our tests",
     ),
     ("Windows", "untested", ""),
-    ("NVIDIA GPU, sm_80 and up", "yes", "float16 and bfloat16; the rest runs as PyTorch runs it. Tested on an H100"),
-    ("older and other GPU", "no", "runs as PyTorch runs it"),
+    ("NVIDIA GPU, sm_75 and up", "yes", "tensor cores from sm_80 on, for float16 and bfloat16. Tested on an H100 only"),
+    ("other GPU", "no", "runs as PyTorch runs it"),
 )
 """The support matrix: what, whether, and a remark. The README shows the same rows."""
 

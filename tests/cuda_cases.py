@@ -1,6 +1,6 @@
 """Calls that each family of CUDA kernels takes, for the tests on a GPU; run as a script, it packs their kernels.
 
-    python tests/cuda_cases.py FOLDER
+    python tests/cuda_cases.py FOLDER [FAMILY…]
 
 A machine without TVM then runs the tests with ATTNCC_TEST_CUDA_PACK=FOLDER.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 import attncc
 from attncc.runtime.cuda.devices import TRIPLE
-from attncc.schedules.cuda.families import CUDA, CudaFamily, PrefillWgmma
+from attncc.schedules.cuda.families import CUDA, CudaFamily, PrefillWgmma, Simt
 from attncc.spec import AttentionSpec
 from attncc.target import Target
 
@@ -49,11 +49,19 @@ class Wanted:
 def wanted() -> Iterator[Wanted]:
     """Every attention that a family takes, in the widths that it takes."""
     for family in CUDA:
+        simt = isinstance(family, Simt)
         for name in zoo.ATTENTIONS:
-            yield Wanted(family, name)
+            yield Wanted(family, name, "float32" if simt else "bfloat16", (16, 16) if simt else (64, 64))
         for dims in WIDTHS:
             yield Wanted(family, "causal", "float16", dims)
         yield Wanted(family, "causal", strided=True)
+    for dtype, dims in (
+        ("float64", (40, 24)),
+        ("bfloat16", (20, 12)),
+        ("float32", (128, 128)),
+        ("float32", (520, 300)),
+    ):
+        yield Wanted(Simt(), "weights, NaN rows", dtype, dims, strided=True)
 
 
 def taken() -> list[Wanted]:
@@ -78,7 +86,9 @@ def captured() -> AttentionSpec:
 if __name__ == "__main__":
     from attncc.runtime.cuda import pack
 
-    calls = [(each.case().spec, each.family) for each in taken()] + [(captured(), PrefillWgmma())]
+    only = sys.argv[2:]
+    calls = [(each.case().spec, each.family) for each in taken() if not only or each.family.name in only]
+    calls.append((captured(), PrefillWgmma()))
     kernels = {}
     for spec, family in calls:
         kernels[spec.json, family.name] = (spec, HOPPER, family, family.decisions(spec, HOPPER))

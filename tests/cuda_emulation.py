@@ -11,7 +11,7 @@ import hashlib
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,8 +54,8 @@ def available() -> bool:
     return cuda_include() is not None and shutil.which("g++") is not None
 
 
-def run(family: CudaFamily, case: Case, folder: Path, processors: int = 4, arch: str = "sm_80") -> Tensor:
-    """The first output of `case` by `family`, built, loaded and started by the runtime.
+def run(family: CudaFamily, case: Case, folder: Path, processors: int = 4, arch: str = "sm_80") -> Sequence[Tensor]:
+    """The outputs of `case` by `family`, built, loaded and started by the runtime.
 
     Raises CalledProcessError where g++ rejects the code.
     """
@@ -66,7 +66,7 @@ def run(family: CudaFamily, case: Case, folder: Path, processors: int = 4, arch:
     with gpu(folder, processors, arch) as target:
         declined = family.declines(spec, target)
         assert declined is None, declined
-        return CudaPlan(build.kernel(spec, target, family, DEVICE), problem, "bhsd", operands).run(operands)[0]
+        return CudaPlan(build.kernel(spec, target, family, DEVICE), problem, "bhsd", operands).run(operands)
 
 
 @contextmanager

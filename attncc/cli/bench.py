@@ -34,6 +34,10 @@ def bench(
     turns: Annotated[int | None, typer.Option(min=1, help="Interleaved turns that a median is taken of.")] = None,
     masks: Annotated[bool, typer.Option("--masks", help="Windows, caches partly filled, padding, documents.")] = False,
     compile_time: Annotated[bool, typer.Option("--compile-time", help="Capture of models, beside Inductor.")] = False,
+    device: Annotated[
+        str, typer.Option(help="cpu or cuda; on cuda a set of cases, of which --only names groups.")
+    ] = "cpu",
+    pack: Annotated[Path | None, typer.Option(help="Kernels that attncc cuda-pack wrote, for want of TVM.")] = None,
     suite: Annotated[str | None, typer.Option(help="A whole table of regimes, each with its bar: cpu.")] = None,
     save: Annotated[
         Path | None, typer.Option(help="JSON of the suite, written row by row; rows that it has are not run again.")
@@ -50,9 +54,13 @@ def bench(
     compilation of models of 1 to 12 layers. --suite cpu measures every regime beside all peers that are installed.
     """
     from attncc.bench import hidden, peak, run
+    from attncc.cli import _cuda
     from attncc.cli._console import progress, show, show_json
     from attncc.cli._suite import run_suite
 
+    if device == "cuda":
+        _cuda.run_cuda(pack, only, quick, json, save)
+        return
     if suite is not None:
         run_suite(suite, only, quick, turns, json, save, plot)
         return

@@ -6,7 +6,7 @@ import math
 import operator
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -30,6 +30,7 @@ _UNEVEN_TILES = 12
 """Tiles of a head, from which on a fixed order cannot even out tiles that see different numbers of keys."""
 _SHARED = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 """Shared memory that a thread block may have by compute capability, in KiB."""
+_LEAST_TILE = {"rows": 8, "keys": 16}
 _RESULT_REGISTERS = 64
 """That a thread may give to its part of the result."""
 _MOST_BLOCKS = 2**16
@@ -238,7 +239,7 @@ class Simt(CudaFamily):
     """Everything that the others decline."""
 
     name = "cuda.simt"
-    regime = "any"
+    regime: Literal["prefill", "decode", "any"] = "any"
     oldest = 75
     row_alignment = 0
     pointer_alignment = 1
@@ -248,6 +249,8 @@ class Simt(CudaFamily):
             return Declined(f"the target is a {target.kind}")
         if capability(target) < self.oldest:
             return Declined(f"needs sm_{self.oldest} or newer, and the GPU is {target.mcpu}")
+        if spec.quantized:
+            return Declined("keys and values are numbers of the dtype of q, not codes with scales")
         needed, limit = Tile(spec, self.decisions(spec, target)).shared_bytes, shared_limit(target)
         if needed > limit:
             return Declined(f"rows of {spec.head_dim} and {spec.value_dim} columns take {needed} bytes, of {limit}")
@@ -256,13 +259,13 @@ class Simt(CudaFamily):
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
         """The largest tile of which a multiprocessor holds two and whose result stays in registers; else the least."""
         limit = shared_limit(target) // 2
-        for rows, keys in ((32, 64), (32, 32), (16, 32), (16, 16)):
+        for rows, keys in ((64, 64), (32, 64), (32, 32), (16, 32), (16, 16)):
             found = {"rows": rows, "keys": keys}
             tile = Tile(spec, found)
             registers = tile.thread_rows * tile.columns * (2 if spec.dtype == "float64" else 1)
             if tile.shared_bytes <= limit and registers <= _RESULT_REGISTERS:
                 return found
-        return {"rows": 8, "keys": 16}
+        return dict(_LEAST_TILE)
 
     def functions(self, spec: AttentionSpec, decisions: Decisions) -> dict[str, PrimFunc]:
         from attncc.schedules.cuda import simt
@@ -271,6 +274,23 @@ class Simt(CudaFamily):
 
     def grids(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> dict[str, tuple[int, int, int]]:
         return {"attention": (-(-problem.q_len // decisions["rows"]), problem.heads, problem.batch)}
+
+
+class SimtFew(Simt):
+    """The same for few query rows, of which a larger tile would be empty for the most part."""
+
+    name = "cuda.simt.few"
+    regime = "decode"
+
+    def suits(self, spec: AttentionSpec, problem: Problem) -> bool:
+        return super().suits(spec, problem) and problem.q_len <= _LEAST_TILE["rows"]
+
+    def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
+        for keys in (64, 32):
+            found = {**_LEAST_TILE, "keys": keys}
+            if Tile(spec, found).shared_bytes <= shared_limit(target) // 2:
+                return found
+        return dict(_LEAST_TILE)
 
 
 def visited(mask: ex.Expr, problem: Problem, first: int, last: int) -> int | None:
@@ -318,5 +338,5 @@ def capability(target: Target) -> int:
     return int("".join(filter(str.isdigit, target.mcpu)))
 
 
-CUDA: tuple[CudaFamily, ...] = (Decode(), PrefillWgmma(), PrefillMma(), Simt())
+CUDA: tuple[CudaFamily, ...] = (Decode(), PrefillWgmma(), PrefillMma(), SimtFew(), Simt())
 """From special to general."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from attncc._tvm import tirx
+from attncc._tvm import T, tirx
 from attncc.algorithm import numeric
 from attncc.schedules.cuda.device import LOG2E, choose, exp2, instruction, number, reciprocal
 
@@ -74,4 +75,16 @@ def library(dtype: str) -> Mapping[str, Callable[..., Any]]:
 
     plain = ("exp", "exp2", "log", "log2", "log1p", "tanh", "erf", "sqrt", "rsqrt", "sin", "cos", "floor", "ceil")
     found: dict[str, Callable[..., Any]] = {name: function(name) for name in plain}
-    return {**found, "round": function("nearbyint"), "sigmoid": lambda x: one / (one + found["exp"](-x))}
+    found |= {"round": function("nearbyint"), "sigmoid": lambda x: one / (one + found["exp"](-x))}
+    return {**found, "min": partial(_extreme, dtype, "min"), "max": partial(_extreme, dtype, "max")}
+
+
+def _extreme(dtype: str, name: str, a: Any, b: Any) -> Any:
+    """The smaller or larger of two numbers; NaN where one is NaN."""
+    if dtype == "float32":
+        return instruction(f"{name}.NaN.f32", a, b)
+    code = (
+        f"\n__device__ __forceinline__ double attncc_{name}_f64(double a, double b) "
+        f"{{ return a != a ? a : b != b ? b : f{name}(a, b); }}\n"
+    )
+    return T.cuda.func_call(f"attncc_{name}_f64", a, b, source_code=code, return_type="float64")

@@ -39,6 +39,8 @@ from attncc.schedules.cuda.simt_tile import LANES, THREADS, Tile
 from attncc.schedules.family import Decisions
 from attncc.spec import DOT, AttentionSpec
 
+_LOADS = 16
+"""Reads of memory that a thread has under way."""
 _AT_ONCE = 4
 """Columns of a product that are read together: 16 bytes of float32."""
 
@@ -109,23 +111,24 @@ class _Block:
     def _key(self, first: Any, key: int) -> Any:
         return first + self.lane + key * LANES
 
-    def _each(self, count: int, body: Callable[[Any], None]) -> None:
-        """Deal `count` elements out to the threads of the block."""
-        with loop("part", -(-count // THREADS)) as part:
-            at = once("at", part * THREADS + self.thread)
-            if count % THREADS:
-                with when(at < count):
-                    body(at)
-            else:
-                body(at)
+    def _rows(self, count: int, width: int, body: Callable[[Any, Any], None]) -> None:
+        """`body(row, column)` for every element of `count` rows: a warp takes a row, and its lanes the columns."""
+        warp, lane = div(self.thread, WARP), mod(self.thread, WARP)
+        step = THREADS // WARP
+        blocks = -(-width // WARP)
+        together = min(count // step, 1 << max(0, (_LOADS // blocks).bit_length() - 1))  # powers of two, all of them
+        with loop("rows", -(-count // (step * together))) as group:
+            for n in range(together):
+                row = (group * together + n) * step + warp
+                for block in range(blocks):
+                    body(row, block * WARP + lane)
 
     def _load_q(self) -> None:
         """Query rows, times the matrix of a bilinear score; zeros for what does not exist."""
         tile, spec, given = self.tile, self.spec, self.given
         total = Registers("total", 1, tile.dtype)
 
-        def load(at: Any) -> None:
-            row, column = div(at, tile.pitch_k), mod(at, tile.pitch_k)
+        def load(row: Any, column: Any) -> None:
             inside = tirx.min(self.first_row + row, given.q_len - 1)
             total[0] = self._number(0.0)
             with when(tirx.all(self.first_row + row < given.q_len, column < spec.head_dim)):
@@ -138,9 +141,9 @@ class _Block:
                         at_matrix = [self.head, inner, column][3 - len(matrix.shape) :]
                         left = self._wide(tirx.BufferLoad(given.q, [*place, inner]))
                         total[0] = total[0] + left * self._wide(tirx.BufferLoad(matrix, at_matrix))
-            T.buffer_store(self.q, total[0], [at])
+            T.buffer_store(self.q, total[0], [row * tile.pitch_k + column])
 
-        self._each(tile.rows * tile.pitch_k, load)
+        self._rows(tile.rows, spec.head_dim, load)
 
     def _wide(self, value: Any) -> Any:
         return tirx.Cast(self.compute_dtype, value)
@@ -149,15 +152,16 @@ class _Block:
         """Keys or values to shared memory, zeros for what does not exist, between two barriers."""
         given = self.given
 
-        def load(at: Any) -> None:
-            row, column = div(at, pitch), mod(at, pitch)
-            place = [self.batch, self.kv_head, tirx.min(first + row, given.kv_len - 1), tirx.min(column, width - 1)]
-            exists = tirx.all(first + row < given.kv_len, column < width)
+        def load(row: Any, column: Any) -> None:
+            exists, at = first + row < given.kv_len, column
+            if width % WARP:
+                exists, at = tirx.all(exists, column < width), tirx.min(column, width - 1)
+            place = [self.batch, self.kv_head, tirx.min(first + row, given.kv_len - 1), at]
             value = choose(exists, self._wide(tirx.BufferLoad(source, place)), self._number(0.0))
-            T.buffer_store(self.kv, value, [at])
+            T.buffer_store(self.kv, value, [row * pitch + column])
 
         do(T.cuda.cta_sync())
-        self._each(self.tile.keys * pitch, load)
+        self._rows(self.tile.keys, width, load)
         do(T.cuda.cta_sync())
 
     def _start(self) -> None:

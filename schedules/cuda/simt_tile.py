@@ -8,6 +8,7 @@ from attncc.schedules.family import Decisions
 from attncc.spec import AttentionSpec
 
 THREADS = 128
+WARP = 32
 LANES = 16
 """Threads that share a row: half a warp."""
 THREAD_ROWS = THREADS // LANES
@@ -26,9 +27,9 @@ class Tile:
         self.wide = _WIDE_COLUMNS if spec.value_dim > 2 * LANES else 1
         self.columns = -(-spec.value_dim // (LANES * self.wide)) * self.wide
         """Of the result, of each thread."""
-        self.pitch_k = -(-spec.head_dim // 32) * 32 + 4
+        self.pitch_k = -(-spec.head_dim // WARP) * WARP + 4
         """Elements between rows of q and k: 16-byte reads of eight neighbouring rows meet in no bank."""
-        self.pitch_v = self.columns * LANES
+        self.pitch_v = max(self.columns * LANES, -(-spec.value_dim // WARP) * WARP)
         self.pitch_p = self.keys + 4
 
     @property

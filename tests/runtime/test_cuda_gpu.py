@@ -71,7 +71,7 @@ def check(case: Case) -> None:
 def test_every_family(wanted: cuda_cases.Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
     from attncc.runtime.cuda import dispatch
 
-    monkeypatch.setattr(dispatch, "CUDA", (wanted.family,))
+    monkeypatch.setattr(dispatch, "_families", (wanted.family,))
     check(wanted.case())
     counted = stats.stats()
     assert counted.fallbacks == 0

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from torch import Tensor
 
+from attncc import expr as ex
 from attncc.options import disabled
 from attncc.runtime import check
 from attncc.runtime.bounded import Bounded
 from attncc.runtime.cuda import build, devices
-from attncc.runtime.cuda.plan import CopyPlan, CudaPlan, ProductPlan, dense, readable
+from attncc.runtime.cuda.plan import ROW_ELEMENTS, CopyPlan, CudaPlan, PaddedPlan, ProductPlan, dense, readable
 from attncc.runtime.dispatch import parse_spec
 from attncc.runtime.operands import Operands
 from attncc.runtime.plan import EagerPlan, EmptyPlan, Plan
-from attncc.schedules.cuda.families import CUDA, CudaFamily
+from attncc.schedules.cuda.families import CUDA, CudaFamily, Simt
 from attncc.schedules.family import Problem
-from attncc.spec import AttentionSpec
+from attncc.spec import DOT, AttentionSpec
 from attncc.target import Target
 
 _PLANS = 1024
@@ -40,7 +44,9 @@ def outputs(
     Shapes, results and errors are those of `attncc.runtime.dispatch.outputs`.
     """
     # Kernels get bare addresses: whatever tells that a tensor is not what the plan was made for is in the key.
-    key: tuple[Any, ...] = (spec, layout, *[(t.shape, t.stride(), t.dtype, t.get_device()) for t in (q, k, v, *extras)])
+    usual = len(scalars) and scalars[0] == _usual_scale(k.shape[-1])
+    key: tuple[Any, ...] = (spec, layout, usual)
+    key += tuple([(t.shape, t.stride(), t.dtype, t.get_device()) for t in (q, k, v, *extras)])
     operands = (q, k, v, extras, scalars, integers)
     plan = _plans.get(key)
     if plan is None:
@@ -59,9 +65,40 @@ def forget_plans() -> None:
     _failed.clear()
 
 
+def use(families: tuple[CudaFamily, ...]) -> None:
+    """Let only those families take calls from now on: to measure one, or to test it."""
+    global _families
+    if families is not _families:
+        _families = families
+        forget_plans()
+
+
+def special(spec: AttentionSpec, scalars: Sequence[float]) -> AttentionSpec:
+    """`spec` with the usual scale of scores as a number, where it is what the first scalar is.
+
+    As a number it is part of the exponent of the softmax; a factor that is known at run time only costs every score a
+    multiplication.
+    """
+    if not scalars or scalars[0] != _usual_scale(spec.head_dim):
+        return spec
+    number = ex.Const(scalars[0], "float32")
+
+    def at_once(tree: ex.Expr) -> ex.Expr:
+        if isinstance(tree, ex.Scalar) and tree.name == spec.scalars[0]:
+            return number
+        return ex.with_args(tree, tuple(map(at_once, tree.args))) if tree.args else tree
+
+    return replace(spec, score_mod=at_once(spec.score_mod))
+
+
+@cache
+def _usual_scale(head_dim: int) -> float:
+    return 1.0 / math.sqrt(head_dim) if head_dim else 1.0
+
+
 def select(spec: AttentionSpec, problem: Problem, target: Target) -> tuple[CudaFamily, ...]:
     """The families that compute such a call, the best first."""
-    return tuple(f for f in CUDA if f.suits(spec, problem) and f.declines(spec, target) is None)
+    return tuple(f for f in _families if f.suits(spec, problem) and f.declines(spec, target) is None)
 
 
 def _numbers(text: str) -> tuple[int, int]:
@@ -72,7 +109,7 @@ def _numbers(text: str) -> tuple[int, int]:
 def _new_plan(operands: Operands, text: str, layout: str) -> Plan:
     spec = parse_spec(text)
     check.operands(spec, operands, layout)
-    q, k, v, *_ = operands
+    q, k, v, _, scalars, _ = operands
     size = (q.shape[0], q.shape[1], q.shape[2], spec.value_dim)
     if 0 in size or k.shape[2] == 0:
         return EmptyPlan(spec, size, layout)
@@ -80,20 +117,32 @@ def _new_plan(operands: Operands, text: str, layout: str) -> Plan:
     target = devices.target(device)
     if target is None or disabled():
         return EagerPlan(spec, layout)
-    if _by_product(spec):
+    if by_product(spec):
         return ProductPlan(spec, layout)
+    spec = special(spec, scalars)
     problem = Problem(*size[:3], k.shape[2], target.cores)
-    for family in select(spec, problem, target):
+    found = select(spec, problem, target)
+    if found and isinstance(found[0], Simt) and widens(spec):
+        plan = PaddedPlan(spec, layout)
+        if not isinstance(select(plan.spec, problem, target)[0], Simt):
+            return plan
+    for family in found:
         copied = tuple(not readable(t, family.row_alignment) for t in (q, k, v))
         if any(copied):
             return CopyPlan(copied, layout, text)
-        plan = _built(spec, problem, target, family, layout, operands)
-        if plan is not None:
-            return plan
+        built = _built(spec, problem, target, family, layout, operands)
+        if built is not None:
+            return built
     return EagerPlan(spec, layout)
 
 
-def _by_product(spec: AttentionSpec) -> bool:
+def widens(spec: AttentionSpec) -> bool:
+    """Whether columns of zeros change nothing, and may be what keeps tensor cores from taking it."""
+    narrow = spec.head_dim % ROW_ELEMENTS or spec.value_dim % ROW_ELEMENTS
+    return bool(narrow) and spec.dtype in ("bfloat16", "float16") and spec.element == DOT
+
+
+def by_product(spec: AttentionSpec) -> bool:
     """Whether a bilinear score may be computed as a product of its own before: where a model's is rounded as well."""
     return any(extra.name == spec.bilinear and extra.dtype == spec.dtype for extra in spec.extras)
 
@@ -117,5 +166,6 @@ def _built(
 
 
 _plans: Bounded[Plan] = Bounded(_PLANS, 1 << 62)
+_families = CUDA
 _failed: set[tuple[str, str, str]] = set()
 """(family, spec, target) of what could not be built, and is not tried again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ from attncc.spec import AttentionSpec
 if TYPE_CHECKING:
     from attncc.schedules.family import Problem
 
+ROW_ELEMENTS = 8
+"""Of 16 bits, that tensor-core kernels read at once: rows are multiples of it."""
 _WORKSPACE_ALIGNMENT = 64
 """Elements between the starts of workspaces, which share one allocation."""
 
@@ -100,7 +103,8 @@ class CudaPlan(Plan):
             scratch = torch.empty(self.scratch, dtype=self.compute, device=device)
             base = scratch.data_ptr()
             values += [base + at for at in self.workspaces]
-        values += scalars
+        # Rounded as the kernel would: packing a number that float32 does not reach is an error, and not infinity.
+        values += scalars if self.compute == torch.float64 else [ctypes.c_float(s).value for s in scalars]
         values += integers
         try:
             frame = self.frames.pop()
@@ -149,6 +153,32 @@ class ProductPlan(Plan):
         q, k, v, extras, scalars, integers = operands
         product = q @ extras[self.matrix]
         return dispatch.outputs(product, k, v, extras, scalars, integers, self.text, self.layout)
+
+
+class PaddedPlan(Plan):
+    """Widen rows by zeros to what tensor cores read, and call again: zeros add nothing to a product."""
+
+    def __init__(self, spec: AttentionSpec, layout: str) -> None:
+        wide = {name: -(-getattr(spec, name) // ROW_ELEMENTS) * ROW_ELEMENTS for name in ("head_dim", "value_dim")}
+        self.layout, self.value_dim, self.spec = layout, spec.value_dim, replace(spec, **wide)
+
+    def run(self, operands: Operands) -> Sequence[Tensor]:
+        """Run on wider copies, which are counted; the result loses the columns that were added."""
+        from attncc.runtime.cuda import dispatch
+
+        *given, extras, scalars, integers = operands
+        widths = (self.spec.head_dim, self.spec.head_dim, self.spec.value_dim)
+        q, k, v = (_widened(t, width) for t, width in zip(given, widths, strict=True))
+        (out,) = dispatch.outputs(q, k, v, extras, scalars, integers, self.spec.json, self.layout)
+        return [eager.lay_out(out[..., : self.value_dim], self.layout)]
+
+
+def _widened(tensor: Tensor, width: int) -> Tensor:
+    missing = width - tensor.shape[3]
+    if not missing:
+        return tensor
+    stats.copies.add()
+    return torch.nn.functional.pad(tensor, (0, missing))
 
 
 def dense(tensor: Tensor) -> Tensor:

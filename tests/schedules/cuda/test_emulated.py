@@ -10,18 +10,18 @@ import cuda_emulation
 import pytest
 import torch
 import zoo
-from kernel_harness import Case, assert_near, make_case
+from kernel_harness import Case, assert_close, assert_near, make_case, tolerance_of, weight_of
 from torch import Tensor
 
 from attncc import expr as ex
 from attncc import reference
-from attncc.schedules.cuda.families import CudaFamily, Decode, PrefillMma
+from attncc.schedules.cuda.families import CudaFamily, Decode, PrefillMma, Simt, SimtFew
 from attncc.spec import AttentionSpec
 from attncc.target import Target
 
 pytestmark = pytest.mark.skipif(not cuda_emulation.available(), reason="needs the headers of CUDA and g++")
 TARGET = Target("cuda", "sm_80", "nvptx64-nvidia-cuda", frozenset(), 4, 0, 0, 0)
-FAMILIES: tuple[CudaFamily, ...] = (PrefillMma(), Decode())
+FAMILIES: tuple[CudaFamily, ...] = (PrefillMma(), Decode(), Simt())
 
 
 def taken() -> Iterator[tuple[CudaFamily, str]]:
@@ -33,9 +33,12 @@ def taken() -> Iterator[tuple[CudaFamily, str]]:
 
 
 def check(family: CudaFamily, case: Case, folder: Path) -> Tensor:
-    out = cuda_emulation.run(family, case, folder)
-    expected = reference.attention(case.spec, case.q, case.k, case.v, case.extras, case.scalars, case.integers)
-    assert_near(case.spec, out, expected, case.v)
+    out, *more = cuda_emulation.run(family, case, folder)
+    expected = reference.outputs(case.spec, case.q, case.k, case.v, case.extras, case.scalars, case.integers)
+    assert_near(case.spec, out, expected["out"], case.v * max(1.0, weight_of(case.spec, expected["weights"])))
+    for name, found in zip(case.spec.outputs[1:], more, strict=True):
+        scale = expected[name].nan_to_num(neginf=0.0).abs().max()
+        assert_close(name, found, expected[name], tolerance_of(case.spec) * max(1.0, float(scale)))
     return out
 
 
@@ -49,18 +52,29 @@ def test_decode(name: str, tmp_path: Path) -> None:
     check(Decode(), zoo.case(name, "float16", (1, 2, 2, 300), dims=(24, 40), group=3), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("family", "name", "dtype", "dims"),
+    [(Simt(), "weights, NaN rows", "float32", (20, 40)), (SimtFew(), "bilinear by head", "float64", (6, 5))],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_without_tensor_cores(family: CudaFamily, name: str, dtype: str, dims: tuple[int, int], tmp_path: Path) -> None:
+    """Any dtype, width, stride and output."""
+    check(family, zoo.case(name, dtype, (1, 1, 11, 37), dims=dims, group=2, strided=True), tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), list(taken()), ids=lambda value: getattr(value, "name", value))
 def test_every_attention(family: CudaFamily, name: str, tmp_path: Path) -> None:
-    sizes = (2, 1, 150, 201) if family.regime == "prefill" else (2, 2, 2, 333)
-    check(family, zoo.case(name, "bfloat16", sizes, dims=(64, 64), group=2), tmp_path)
+    sizes = {"prefill": (2, 1, 150, 201), "decode": (2, 2, 2, 333), "any": (1, 1, 37, 71)}[family.regime]
+    dtype, dims = ("float32", (16, 16)) if isinstance(family, Simt) else ("bfloat16", (64, 64))
+    check(family, zoo.case(name, dtype, sizes, dims=dims, group=2), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dims", [(16, 16), (96, 96), (128, 64), (64, 136), (192, 128), (256, 256)])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_every_width(family: CudaFamily, dims: tuple[int, int], tmp_path: Path) -> None:
-    sizes = (1, 1, 70, 150) if family.regime == "prefill" else (1, 2, 1, 333)
+    sizes = {"prefill": (1, 1, 70, 150), "decode": (1, 2, 1, 333), "any": (1, 1, 20, 40)}[family.regime]
     check(family, zoo.case("causal", "float16", sizes, dims=dims, group=2), tmp_path)
 
 

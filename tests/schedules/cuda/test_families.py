@@ -11,7 +11,17 @@ import pytest
 import zoo
 
 from attncc import expr as ex
-from attncc.schedules.cuda.families import CUDA, CudaFamily, Decode, PrefillMma, PrefillWgmma, visited
+from attncc.schedules.cuda.families import (
+    CUDA,
+    CudaFamily,
+    Decode,
+    PrefillMma,
+    PrefillWgmma,
+    Simt,
+    SimtFew,
+    shared_limit,
+    visited,
+)
 from attncc.schedules.family import Problem
 from attncc.spec import AttentionSpec
 from attncc.target import Target, detect
@@ -33,8 +43,9 @@ def reason(family: CudaFamily, given: AttentionSpec, target: Target = HOPPER) ->
 
 def test_what_each_gpu_runs() -> None:
     takes = {t.mcpu: [f.name for f in CUDA if not reason(f, spec(), t)] for t in (HOPPER, AMPERE, TURING)}
-    mma = ["cuda.decode", "cuda.prefill.mma"]
-    assert takes == {"sm_90a": [mma[0], "cuda.prefill.wgmma", mma[1]], "sm_80": mma, "sm_75": []}
+    decode, *others = ["cuda.decode", "cuda.prefill.mma", "cuda.simt.few", "cuda.simt"]
+    hopper = [decode, "cuda.prefill.wgmma", *others]
+    assert takes == {"sm_90a": hopper, "sm_80": [decode, *others], "sm_75": others[1:]}
     assert "wgmma is an instruction of sm_90a" in reason(PrefillWgmma(), spec(), AMPERE)
     assert reason(PrefillMma(), spec(), detect()) == "the target is a cpu"
 
@@ -52,7 +63,9 @@ def test_what_of_the_zoo_is_refused() -> None:
     products = ["bilinear", "bilinear by head", "additive", "additive by column", "negative distance"]
     outputs = ["plus one", "relu, causal", "statistics", "weights, NaN rows", "weights, finite fill"]
     for family in CUDA:
-        expected = {*products, *caches, *outputs, *(["sigmoid"] if family.regime == "decode" else [])}
+        expected = {*products, *caches, *outputs, *(["sigmoid"] if isinstance(family, Decode) else [])}
+        if isinstance(family, Simt):
+            expected = {*caches}
         assert {n for n, a in zoo.ATTENTIONS.items() if reason(family, spec(group=2, **a.fields))} == expected
 
 
@@ -63,6 +76,26 @@ def test_splits_fill_the_gpu_and_no_more() -> None:
         launch = family.launch(given, decisions, Problem(1, 32, 1, kv_len, 132))
         assert launch.workspaces[0] == (1, 4, splits, 16, 128)
     assert not family.suits(given, Problem(1, 32, 3, 4096, 132))
+
+
+def test_tiles_fit_every_gpu() -> None:
+    """Shared memory differs; what no tile fits is declined with the reason."""
+    for name in ("sm_75", "sm_80", "sm_86", "sm_90a", "sm_120"):
+        target = Target("cuda", name, "nvptx64-nvidia-cuda", frozenset(), 100, 0, 0, 0)
+        for dim in (64, 128, 192, 256):
+            given = spec(dim)
+            assert Decode().shared_bytes(given, Decode().decisions(given, target)) <= shared_limit(target) or dim > 192
+            for dtype in ("float32", "float64"):
+                assert not reason(Simt(), spec(dim, dtype), target)
+    assert "rows of 9000 and 9000 columns take" in reason(Simt(), spec(9000, "float32"))
+
+
+def test_few_rows_make_small_tiles() -> None:
+    given = spec(dtype="float32")
+    few = Problem(1, 8, 1, 4096, 132)
+    assert SimtFew().suits(given, few) and not SimtFew().suits(given, Problem(1, 8, 9, 4096, 132))
+    rows = [family.decisions(given, HOPPER)["rows"] for family in (SimtFew(), Simt())]
+    assert rows == [8, 64]
 
 
 def test_tiles_that_differ_are_dealt_out_by_the_gpu() -> None:

@@ -1,0 +1,46 @@
+"""`attncc bench --device cuda` as far as it needs no GPU: what cases mean, the reference, the kernels needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attncc.bench.cuda import cases, contenders, kernels, run
+from attncc.bench.cuda.cases import GpuCase
+from attncc.runtime.cuda import devices
+from attncc.target import Target
+
+HOPPER = Target("cuda", "sm_90a", devices.TRIPLE, frozenset(), 132, 0, 0, 0)
+SMALL = GpuCase("scores and masks", 2, 4, 2, 40, 40, 16, dtype="float32")
+
+
+@pytest.mark.parametrize("kind", ["ALiBi", "8 documents", "bilinear"])
+def test_cases_mean_what_is_run(kind: str) -> None:
+    case = replace(SMALL, kind=kind)
+    attention, inputs = case.attention("cpu"), case.inputs("cpu")
+    out = contenders.ours(case, attention)(*inputs)
+    assert (out - contenders.exactly(case, attention, *inputs, torch.float64)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["causal", "ALiBi"])
+def test_the_reference_in_parts_is_the_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = replace(SMALL, kind=kind)
+    attention, inputs = case.attention("cpu"), case.inputs("cpu")
+    monkeypatch.setattr(run, "_CHECK_BYTES", 8 * 2 * 40 * 7)
+    parts, flops = run.reference(case, attention, *inputs)
+    assert (parts - contenders.exactly(case, attention, *inputs, torch.float64)).abs().max() < 1e-12
+    assert flops == 4 * 2 * 4 * 16 * (40 * 41 / 2)
+
+
+def test_the_usual_scale_is_part_of_the_kernel() -> None:
+    wanted = kernels.wanted([replace(SMALL, dtype="bfloat16", head_dim=64, q_len=500, kv_len=500)], HOPPER)
+    ((spec, _, family, _),) = wanted
+    assert family.name == "cuda.prefill.wgmma" and str(spec.score_mod) == "(score * 0.125)"
+
+
+def test_every_case_has_its_kernels() -> None:
+    names = {family.name for _, _, family, _ in kernels.wanted(cases.cases(), HOPPER)}
+    assert names == {"cuda.decode", "cuda.prefill.wgmma", "cuda.prefill.mma", "cuda.simt", "cuda.simt.few"}
+    assert len(cases.cases(quick=True)) < len(cases.cases()) / 5
