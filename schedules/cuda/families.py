@@ -186,6 +186,12 @@ class Decode(CudaFamily):
     regime = "decode"
     oldest = 80
 
+    def declines(self, spec: AttentionSpec, target: Target) -> Declined | None:
+        found = super().declines(spec, target)
+        if found is None and self.shared_bytes(spec, self.decisions(spec, target)) > shared_limit(target):
+            return Declined(f"rings of such rows take more than the {shared_limit(target)} bytes of shared memory")
+        return found
+
     def refuses(self, spec: AttentionSpec) -> Declined | None:
         if spec.normalizer != "softmax":
             return Declined("splits are combined by their maxima and sums, and this attention has none")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from attncc import expr as ex
 from attncc.bench.cuda import cases, contenders, kernels, run
 from attncc.bench.cuda.cases import GpuCase
 from attncc.runtime.cuda import devices
@@ -37,7 +38,7 @@ def test_the_reference_in_parts_is_the_whole(kind: str, monkeypatch: pytest.Monk
 def test_the_usual_scale_is_part_of_the_kernel() -> None:
     wanted = kernels.wanted([replace(SMALL, dtype="bfloat16", head_dim=64, q_len=500, kv_len=500)], HOPPER)
     ((spec, _, family, _),) = wanted
-    assert family.name == "cuda.prefill.wgmma" and str(spec.score_mod) == "(score * 0.125)"
+    assert family.name == "cuda.prefill.wgmma" and ex.pretty(spec.score_mod) == "(score * 0.125)"
 
 
 def test_every_case_has_its_kernels() -> None:

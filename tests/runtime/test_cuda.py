@@ -15,6 +15,7 @@ import zoo
 from kernel_harness import Case, assert_near, make_case
 from torch import Tensor
 
+from attncc import expr as ex
 from attncc import reference
 from attncc.runtime import cache, stats
 from attncc.runtime.cuda import build, code, devices, dispatch, nvrtc, pack
@@ -85,6 +86,33 @@ def test_rows_that_cannot_be_read_are_copied(gpu: Path) -> None:
 
 
 @emulated
+def test_rows_are_widened_for_tensor_cores(gpu: Path) -> None:
+    """Columns of zeros add nothing to a score, and those of the result are dropped."""
+    check(make_case(AttentionSpec("float16", 20, 12, score_mod=zoo.SCALED), 1, 1, 70, 90))
+    counted = stats.stats()
+    assert counted.copies == 3
+    assert [k.name.split()[0] for k in counted.kernels if k.calls] == ["cuda.prefill.mma"]
+
+
+def test_the_usual_scale_becomes_part_of_the_kernel() -> None:
+    """It is what nearly every call has, and costs nothing as a number; any other stays an argument."""
+    scale = ex.op("mul", ex.Score(), ex.Scalar("s0", "float64"))
+    spec = AttentionSpec("float16", 64, 16, score_mod=scale, scalars=("s0",))
+    assert ex.pretty(dispatch.special(spec, (0.125,)).score_mod) == "(score * 0.125)"
+    assert dispatch.special(spec, (0.25,)) == spec
+    assert dispatch.special(spec, (0.125,)).scalars == ("s0",)
+
+
+@pytest.mark.parametrize("numbers", [((), ()), ((1.0, 2.0), ()), ((1.0,), (3,))])
+def test_arguments_that_do_not_fit_are_an_error(numbers: tuple[tuple[float, ...], tuple[int, ...]]) -> None:
+    scale = ex.op("mul", ex.Score(), ex.Scalar("s0", "float64"))
+    spec = AttentionSpec("float16", 16, 16, score_mod=scale, scalars=("s0",))
+    case = make_case(spec, 1, 1, 3, 4)
+    with pytest.raises(ValueError, match="for a spec with"):
+        dispatch.outputs(case.q, case.k, case.v, (), *numbers, spec.json, "bhsd")
+
+
+@emulated
 def test_a_bilinear_score_is_a_product_before(gpu: Path) -> None:
     """q W in the dtype of the model, which kernels for plain products then read."""
     extras = zoo.case("bilinear", "float16", (1, 1, 5, 70), dims=(16, 16))
@@ -106,7 +134,7 @@ def test_a_kernel_that_does_not_compile_costs_a_warning(gpu: Path, monkeypatch: 
 
     monkeypatch.setattr(nvrtc, "compile_source", refuse)
     case = make_case(SPEC, 1, 1, 70, 90)
-    with pytest.warns(RuntimeWarning, match="no kernel cuda.prefill.mma for .* sm_80: RuntimeError: nvrtc: no"):
+    with pytest.warns(RuntimeWarning, match=r"no kernel cuda.simt for .* sm_80: RuntimeError: nvrtc: no"):
         check(case)
     check(case)
     assert stats.stats().fallbacks == 2
