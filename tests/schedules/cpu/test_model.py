@@ -12,6 +12,7 @@ from kernel_harness import check
 from attncc.schedules import CPU, Family
 from attncc.schedules.cpu import model
 from attncc.schedules.cpu.decode import Decode
+from attncc.schedules.cpu.prefill_amx import PrefillAmx
 from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
 from attncc.schedules.cpu.prefill_fp32 import PrefillFp32
 from attncc.target import detect, parse
@@ -95,4 +96,4 @@ def test_many_points_of_the_space(family: Family, dtype: str, text: str) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ["sapphirerapids", "apple-m2"])
 def test_points_of_emulated_machines(text: str) -> None:
-    check_points(CPU[0] if text == "sapphirerapids" else BF16, "bfloat16", 4, text)
+    check_points(PrefillAmx() if text == "sapphirerapids" else BF16, "bfloat16", 4, text)
