@@ -13,25 +13,35 @@ from attncc.schedules.cpu.short import MOST_KEYS, Short, runs
 from attncc.target import parse
 
 FAMILY = Short()
+QUICK = ("causal, NaN rows", "bias", "sink of some rows", "sigmoid", "statistics", "weights, NaN rows", "additive",
+         "bilinear by head", "strict causal, finfo.min", "documents")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.ATTENTIONS if "cache, scales" not in name])
+@pytest.mark.parametrize("name", QUICK)
 def test_kinds(name: str) -> None:
-    """Every kind of attention, with grouped heads and several chunks of rows."""
+    """Kinds that between them use every part of the kernel, with grouped heads and several chunks of rows."""
+    check(FAMILY, zoo.case(name, "float32", (2, 2, 29, 75), group=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in zoo.ATTENTIONS if n not in QUICK and "cache, scales" not in n])
+def test_all_kinds(name: str) -> None:
+    """Every kind of attention, so."""
     check(FAMILY, zoo.case(name, "float32", (2, 2, 29, 75), group=2))
 
 
 @pytest.mark.parametrize(
     "name",
-    ["alibi", "boolean mask", "bias", "bilinear by head", "causal, NaN rows", "sink of some rows", "sigmoid",
-     "statistics", "weights, NaN rows", "sliding cache, finfo.min", "additive"],
-)  # fmt: skip
+    ["boolean mask", "bilinear by head", "causal, NaN rows", "sigmoid", "weights, NaN rows"],
+)
 def test_kinds_in_bfloat16(name: str) -> None:
     check(FAMILY, zoo.case(name, "bfloat16", (2, 1, 29, 75), dims=(32, 32), group=2, strided=True))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
-@pytest.mark.parametrize("dims", [(1, 1), (2, 16), (40, 72), (64, 48), (33, 128)])
+@pytest.mark.parametrize(
+    "dims", [(2, 16), (40, 72), *(pytest.param(dims, marks=pytest.mark.slow) for dims in ((1, 1), (64, 48), (33, 128)))]
+)
 def test_head_sizes(dtype: str, dims: tuple[int, int]) -> None:
     """Head sizes of whole and of part vectors, odd ones, and value heads of another size."""
     check(FAMILY, zoo.case("causal", dtype, (1, 2, 21, 50), dims=dims, strided=True))
