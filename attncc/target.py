@@ -21,7 +21,8 @@ from typing import Any
 FEATURES = {
     "x86_64": (
         "sse4.2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vnni",
-        "avx512bf16", "avx512fp16", "avxvnni", "avxneconvert", "amx-tile", "amx-bf16", "amx-int8", "amx-fp16",
+        "avx512vbmi", "avx512bf16", "avx512fp16", "avxvnni", "avxneconvert", "amx-tile", "amx-bf16", "amx-int8",
+        "amx-fp16",
     ),
     "aarch64": ("neon", "dotprod", "fullfp16", "bf16", "i8mm", "sve", "sve2", "sme"),
 }  # fmt: skip

@@ -14,14 +14,13 @@ import operator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from attncc import expr as ex
 from attncc._tvm import Buffer, T, tirx
 from attncc.algorithm.blocks import repeat, scope, stage, store, tile
-from attncc.algorithm.decode_parts import Columns, columns, exp, finite, head_columns
+from attncc.algorithm.decode_parts import Columns, columns, exp, finite, head_columns, value_unit, weighs_values
 from attncc.algorithm.decode_weights import keep_block
 from attncc.algorithm.lower_expr import lower
 from attncc.algorithm.numeric import cast
-from attncc.algorithm.storage import loaded
+from attncc.algorithm.storage import in_units, loaded
 
 if TYPE_CHECKING:
     from attncc.algorithm.decode_tile import Tile
@@ -122,8 +121,8 @@ def _weigh(t: Tile, start: Any, count: Any, row: Any) -> None:
         keep_block(t, t.kernel.kept, row, start, count, weights)
     if top is not None:
         _softmax(t, row, top, sets)
-    if t.spec.value_scale is not None:
-        _scale(t, t.spec.value_scale, start, count, row, sets)
+    if weighs_values(t.spec):
+        _weigh_values(t, start, count, row, sets)
 
 
 def _softmax(t: Tile, row: Any, top: Buffer, sets: Any) -> None:
@@ -152,14 +151,19 @@ def _softmax(t: Tile, row: Any, top: Buffer, sets: Any) -> None:
         store(t.total, [row, lane], t.new_total[row, lane])
 
 
-def _scale(t: Tile, scale: ex.Expr, start: Any, count: Any, row: Any, sets: Any) -> None:
-    """The weights with which rows of v are summed, where those have scales of their own."""
-    width = t.tiling.strands
-    with scope("scale"), stage("scale_weights", "SS", v=sets, l=width) as (v, lane):
+def _weigh_values(t: Tile, start: Any, count: Any, row: Any, sets: Any) -> None:
+    """The weights with which rows of v are summed, where those have scales of their own or come in units."""
+    width, scale = t.tiling.strands, t.spec.value_scale
+    with scope("weights"), stage("weigh_values", "SS", v=sets, l=width) as (v, lane):
         at = v * width + lane
-        head, _ = t.kernel.place(t.kv_head, row)
-        env = t.kernel.env(b=t.batch, h=head, j=start + T.min(at, count - 1))
-        store(t.weights, [row, at], t.probabilities[row, at] * cast(t.dtype, lower(scale, env)))
+        weight = t.probabilities[row, at]
+        if scale is not None:
+            head, _ = t.kernel.place(t.kv_head, row)
+            env = t.kernel.env(b=t.batch, h=head, j=start + T.min(at, count - 1))
+            weight = weight * cast(t.dtype, lower(scale, env))
+        if value_unit(t.spec) != 1.0:
+            weight = weight * tirx.const(value_unit(t.spec), t.dtype)
+        store(t.weights, [row, at], weight)
 
 
 def _modified(t: Tile, row: Any, key: Any, score: Any) -> Any:
@@ -183,7 +187,8 @@ def _weighted_sum(t: Tile, start: Any, count: Any, first_row: Any) -> None:
                 with T.init():
                     sofar = t.output[row, column]
                     store(sums, [vr, vc, vl], sofar * t.decay[row] if t.kernel.normalizes else sofar)
-                value = loaded(t.spec.value_dtype or t.spec.dtype, t.dtype, v[t.batch, t.kv_head, start + vn, column])
+                read = loaded if value_unit(t.spec) == 1.0 else in_units
+                value = read(t.spec.value_dtype or t.spec.dtype, t.dtype, v[t.batch, t.kv_head, start + vn, column])
                 store(sums, [vr, vc, vl], sums[vr, vc, vl] + t.weights[row, vn] * value)
             with stage(f"keep_output.{number}", "SSS", **shape) as (vr, vc, vl):
                 store(t.output, [first_row + vr, part.start + vc * part.width + vl], sums[vr, vc, vl])

@@ -18,6 +18,7 @@ from attncc.algorithm.blocks import stage, store, tile
 from attncc.algorithm.lower_expr import Env
 from attncc.algorithm.numeric import cast
 from attncc.algorithm.signature import Signature, compute_dtype
+from attncc.algorithm.storage import unit
 from attncc.spec import AttentionSpec
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Tiling:
     strands: int
     """Strands of a dot product."""
     pairs: int
-    """Neighbouring columns that a strand takes at once: 1, or 2 for bfloat16, of which q is then kept as it is."""
+    """Neighbouring columns that a strand takes at once: more than 1 for bfloat16 and codes; q is then kept as it is."""
     column_sets: int
     """Most sets of `strands` columns in a register tile of the output."""
 
@@ -73,6 +74,16 @@ def head_columns(head_dim: int, tiling: Tiling) -> list[Columns]:
     paired = [Columns(0, whole, tiling.strands, tiling.pairs)] if whole else []
     rest = columns(head_dim - end, tiling.strands, max(head_dim, 1))
     return paired + [Columns(end + part.start, part.sets, part.width) for part in rest]
+
+
+def value_unit(spec: AttentionSpec) -> float:
+    """What the elements of v are read in multiples of; weights without a bound are not multiplied with it."""
+    return unit(spec.value_dtype or spec.dtype) if spec.normalizer == "softmax" else 1.0
+
+
+def weighs_values(spec: AttentionSpec) -> bool:
+    """Whether the weights of v are not the probabilities."""
+    return spec.value_scale is not None or value_unit(spec) != 1.0
 
 
 @dataclass(frozen=True)

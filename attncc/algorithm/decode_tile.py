@@ -13,7 +13,7 @@ from typing import Any
 from attncc._tvm import Buffer, T, Var, tirx
 from attncc.algorithm.blocks import let, repeat, scope, stage, store, tile
 from attncc.algorithm.decode_block import emit_block
-from attncc.algorithm.decode_parts import FRACTION_BITS, Kernel, RowState, Tiling, exp, finite
+from attncc.algorithm.decode_parts import FRACTION_BITS, Kernel, RowState, Tiling, exp, finite, weighs_values
 from attncc.algorithm.decode_range import key_range
 from attncc.algorithm.decode_redo import note
 from attncc.algorithm.decode_weights import keep_statistics, keep_unseen
@@ -47,7 +47,7 @@ class Tile:
     probabilities: Buffer
     """[rows, keys]: p"""
     weights: Buffer
-    """[rows, keys]: p, times the scales of v where it has any"""
+    """[rows, keys]: p, times the scales and the unit of v where it has any"""
     output: Buffer
     """[rows, value_dim]: the sum of p v so far"""
     maximum: Buffer
@@ -115,11 +115,15 @@ def open_tile(kernel: Kernel, number: Var) -> Tile:
         raw=tile("raw", (rows, keys), dtype),
         scores=tile("scores", (rows, keys), dtype),
         probabilities=probabilities,
-        weights=probabilities if spec.value_scale is None else tile("weights", (rows, keys), dtype),
+        weights=_weights(kernel, probabilities),
         output=tile("output", (rows, spec.value_dim), dtype),
         **{name: tile(name, (rows,), dtype) for name in ("maximum", "new_maximum", "base", "decay")},
         **{name: tile(name, (rows, tiling.strands), dtype) for name in ("total", "new_total")},
     )  # fmt: skip
+
+
+def _weights(kernel: Kernel, probabilities: Buffer) -> Buffer:
+    return tile("weights", probabilities.shape, kernel.dtype) if weighs_values(kernel.spec) else probabilities
 
 
 def emit_tile(t: Tile) -> None:

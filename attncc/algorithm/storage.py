@@ -6,7 +6,6 @@ alone, and an intrinsic then finds the sixteen bits that it expects.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from attncc._tvm import tirx
@@ -25,7 +24,18 @@ def memory_dtype(dtype: str) -> str:
 
 
 def loaded(dtype: str, compute: str, value: Any) -> Any:
-    """What an argument of `dtype` holds, in the compute dtype; a few instructions a vector, and exact.
+    """What an argument of `dtype` holds, in the compute dtype; a few instructions a vector, and exact."""
+    number = in_units(dtype, compute, value)
+    return number if unit(dtype) == 1.0 else number * tirx.const(unit(dtype), compute)
+
+
+def unit(dtype: str) -> float:
+    """What the numbers of `in_units` are multiples of."""
+    return 256.0 if dtype == "float8_e4m3fn" else 1.0
+
+
+def in_units(dtype: str, compute: str, value: Any) -> Any:
+    """What an argument of `dtype` holds, divided by `unit`: a factor that a sum of products can do without.
 
     float8 goes by way of float16, whose conversion hardware has. e5m2 is the upper half of one. e4m3fn has another
     exponent and no infinity: its bits in a float16's places are 2^-8 of its value, subnormals included, but for NaN.
@@ -35,10 +45,10 @@ def loaded(dtype: str, compute: str, value: Any) -> Any:
         return numeric.cast(compute, tirx.reinterpret("float16", bits))
     if dtype == "float8_e4m3fn":
         signed = tirx.Cast("int16", tirx.reinterpret("int8", value))
-        bits = tirx.bitwise_and(tirx.shift_left(signed, tirx.const(7, "int16")), tirx.const(-0x4001, "int16"))
-        finite = numeric.cast(compute, tirx.reinterpret("float16", bits)) * tirx.const(256.0, compute)
-        nan = tirx.EQ(tirx.bitwise_or(value, tirx.const(0x80, "uint8")), tirx.const(0xFF, "uint8"))
-        return tirx.Select(nan, tirx.const(math.nan, compute), finite)
+        placed = tirx.bitwise_and(tirx.shift_left(signed, tirx.const(7, "int16")), tirx.const(-0x4001, "int16"))
+        # one more than NaN's bits reaches into the exponent, where it makes a NaN of float16's
+        nan = tirx.bitwise_and(placed + tirx.const(0x80, "int16"), tirx.const(0x4000, "int16"))
+        return numeric.cast(compute, tirx.reinterpret("float16", tirx.bitwise_or(placed, nan)))
     return numeric.cast(compute, value)
 
 

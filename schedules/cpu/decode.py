@@ -66,7 +66,7 @@ class Decode(Family):
             "key_rows": 1 if row_chunk == 1 else 2,
             "key_chunk": strands,
             "strands": strands,
-            "pairs": 2 if self._pairs(spec, target) else 1,
+            "pairs": self._pairs(spec, target),
             "column_sets": max(1, accumulators // row_chunk),
         }
 
@@ -106,10 +106,17 @@ class Decode(Family):
         shapes += ((n, rows, problem.kv_len),) if weights else ()
         return Launch(work, shapes)
 
-    def _pairs(self, spec: AttentionSpec, target: Target) -> bool:
-        """Whether q k^T is one instruction a vector, from bfloat16 as it lies in memory."""
-        plain = spec.dtype == "bfloat16" and spec.key_dtype is None and spec.element == DOT and spec.bilinear is None
-        return plain and {"avx512f", "avx512bf16"} <= target.features
+    def _pairs(self, spec: AttentionSpec, target: Target) -> int:
+        """Columns that a lane of q k^T takes at once: 2 of bfloat16 as it lies in memory, 4 of float8 through tables.
+
+        int8 is faster converted to float32: its sign takes tables of its own.
+        """
+        plain = spec.dtype == "bfloat16" and spec.element == DOT and spec.bilinear is None
+        if not plain or not {"avx512f", "avx512bf16"} <= target.features:
+            return 1
+        if spec.key_dtype is None:
+            return 2
+        return 4 if spec.key_dtype in FLOAT8 and "avx512vbmi" in target.features else 1
 
     def _tiling(self, decisions: Decisions) -> Tiling:
         from attncc.algorithm.decode_parts import Tiling
@@ -117,12 +124,11 @@ class Decode(Family):
         tiling = Tiling(**decisions)
         if (
             min(decisions.values()) < 1
-            or tiling.pairs > 2
             or tiling.keys % math.lcm(tiling.key_chunk, tiling.strands)
             or tiling.key_chunk % tiling.key_rows
         ):
             raise ValueError(
-                f"{self.name}: decisions are positive, pairs at most 2, keys={tiling.keys} a multiple of "
+                f"{self.name}: decisions are positive, keys={tiling.keys} is a multiple of "
                 f"key_chunk={tiling.key_chunk} and strands={tiling.strands}, key_chunk of key_rows={tiling.key_rows}"
             )
         return tiling

@@ -15,17 +15,21 @@ from __future__ import annotations
 from typing import Any
 
 from attncc._tvm import Schedule
-from attncc.algorithm.decode_parts import Columns, Tiling, columns, head_columns
+from attncc.algorithm.decode_parts import Columns, Tiling, columns, head_columns, weighs_values
 from attncc.algorithm.signature import compute_dtype
 from attncc.algorithm.visibility import visible
-from attncc.schedules.cpu import dot_pairs, row_sums
+from attncc.expr import FLOAT8
+from attncc.schedules.cpu import code_tables, dot_pairs, row_sums
 from attncc.spec import AttentionSpec
 
 
 def llvm_text(spec: AttentionSpec, tiling: Tiling) -> str:
     """The functions that the schedule's intrinsics call."""
     parts = head_columns(spec.head_dim, tiling)
-    texts = [dot_pairs.LLVM] if any(part.pairs > 1 for part in parts) else []
+    kind = spec.key_dtype or spec.dtype
+    texts = []
+    if any(part.pairs > 1 for part in parts):
+        texts = [dot_pairs.llvm_text(kind), code_tables.llvm_text({kind} & {*FLOAT8})]
     texts += [
         row_sums.llvm_text(tiling.key_chunk, width, compute_dtype(spec))
         for width in sorted({part.width for part in parts})
@@ -53,8 +57,8 @@ class DecodeSchedule:
             self.weighted_sum(number)
         self.unroll_all(self.loops("keep_score")[-2:])
         self.sch.vectorize(self.loops("modify")[-1])
-        if self.spec.value_scale is not None:
-            self.sch.vectorize(self.loops("scale_weights")[-1])
+        if weighs_values(self.spec):
+            self.sch.vectorize(self.loops("weigh_values")[-1])
         if self.spec.normalizer == "softmax":
             for name in ("start_sum", "keep_sum", "exp"):
                 self.sch.vectorize(self.loops(name)[-1])
@@ -77,7 +81,7 @@ class DecodeSchedule:
             r, n, lane, d, _ = self.loops(block)[-5:]
             sch.reorder(d, n, r, lane)
             start = sch.decompose_reduction(block, d)
-            sch.tensorize(lane, dot_pairs.register())
+            sch.tensorize(lane, dot_pairs.register(self.spec.key_dtype or self.spec.dtype))
             self.unroll_all(self.loops(start)[-3:])
             sch.unroll(r)
             sch.unroll(n)
