@@ -65,9 +65,9 @@ def _step(t: Tile, first_key: Var, suffix: str) -> _Step:
     masks = [spec.mask] if suffix and spec.mask is not None else []
     env = replace(t.env(0, first_key, None), index={"b": t.batch, "h": t.head, "i": t.first_row, "j": first_key})
     existing = sizes["Sq"] - t.first_row, sizes["Skv"] - first_key
-    loads = pair_loads(spec.score_mod, *masks)
+    loads = pair_loads(t.score_mod, *masks)
     pairs = turned(suffix or "full", loads, env, (t.tiling.queries, keys), existing)
-    trees = [from_tiles(tree, pairs) for tree in (spec.score_mod, *masks)]
+    trees = [from_tiles(tree, pairs) for tree in (t.score_mod, *masks)]
     if any(node == ex.Index("i") for tree in trees for node in tree.walk()):
         # hidden from LLVM where expressions depend on row positions
         t = replace(t, first_row=let("step_row", T.call_extern("int64", "attncc_opaque", t.first_row)))
@@ -82,7 +82,7 @@ class _Step:
     pairs: Mapping[ex.Load, Buffer]
     """[keys, queries]: tiles of what is read by query and key"""
     score_mod: ex.Expr
-    """The spec's, reading those tiles"""
+    """The tile's, reading those tiles"""
     mask: ex.Expr | None
     """Likewise, where this step has a mask"""
 
@@ -97,7 +97,7 @@ class _Step:
 
     @property
     def short(self) -> bool:
-        """Whether probabilities are rounded to bfloat16, and their sum is not asked for."""
+        """Whether exponentials to 1e-4 will do: they are rounded to bfloat16, and their sum is not asked for."""
         return self.t.tiling.dtype == "bfloat16" and "sum" not in self.t.spec.outputs
 
     def name(self, stage_name: str) -> str:
@@ -112,7 +112,7 @@ class _Step:
         return T.min(self.key(n), self.t.signature.sizes["Skv"] - 1) if self.edge else self.key(n)
 
     def score(self) -> None:
-        """x = score_mod(q k^T), no weight past the end of the sequence and the fill where the mask is false."""
+        """x = score_mod(q k^T), the fill where the mask is false, no weight past the end; and the new maximum."""
         t, spec, keys, queries = self.t, self.t.spec, self.keys, self.t.tiling.queries
         with scope(self.name("score")):
             k = tile("k_tile", (keys, spec.head_dim), t.tiling.storage)
@@ -126,6 +126,12 @@ class _Step:
                 store(s, [n, m], s[n, m] + lower(spec.element, t.element_env(d, elements)))
             with stage(self.name("modify"), "SS", n=keys, m=queries) as (n, m):
                 store(t.scores, [n, m], self.modified(n, m, s[n, m]))
+            if t.softmax and self.suffix != WEIGHTS:
+                with stage(self.name("row_max"), "SR", m=queries, n=keys) as (m, n):
+                    with T.init():
+                        store(t.new_maximum, [m], t.maximum[m])
+                    # a NaN score may be lost here: it makes its probability NaN, and with it the whole row
+                    store(t.new_maximum, [m], T.max(t.new_maximum[m], t.scores[n, m]))
 
     def modified(self, n: Any, m: Any, s: Any) -> Any:
         t = self.t
@@ -139,18 +145,13 @@ class _Step:
         return T.Select(self.key(n) < t.signature.sizes["Skv"], x, nothing)
 
     def online_max(self) -> None:
-        """The new maximum, what to subtract, and the factor for earlier sums."""
+        """What to subtract, and the factor for earlier sums."""
         t, queries = self.t, self.t.tiling.queries
         with scope(self.name("online_max")):
-            with stage(self.name("row_max"), "SR", m=queries, n=self.keys) as (m, n):
-                with T.init():
-                    store(t.new_maximum, [m], t.maximum[m])
-                # a NaN score may be lost here: it makes its probability NaN, and with it the whole row
-                store(t.new_maximum, [m], T.max(t.new_maximum[m], t.scores[n, m]))
             with stage(self.name("base"), "S", m=queries) as (m,):
                 store(t.base, [m], finite(t.new_maximum[m]))
             with stage(self.name("decay"), "S", m=queries) as (m,):
-                store(t.decay, [m], exp(t.maximum[m] - t.base[m], self.short))
+                store(t.decay, [m], self.exp(t.maximum[m] - t.base[m]))
 
     def commit_max(self) -> None:
         with (
@@ -178,7 +179,12 @@ class _Step:
     def weight(self, n: Any, m: Any) -> Any:
         """The weight of a key before its row is normalised."""
         t = self.t
-        return exp(t.scores[n, m] - t.base[m], self.short) if t.softmax else t.scores[n, m]
+        return self.exp(t.scores[n, m] - t.base[m]) if t.softmax else t.scores[n, m]
+
+    def exp(self, x: Any) -> Any:
+        """e**x in the tile's unit, where no x is above 0 (rounding aside)."""
+        factor = numeric.const(self.t.unit * numeric.LOG2E, x)
+        return numeric.exp2(x * factor, at_most_zero=True, short=self.short)
 
     def commit_sum(self) -> None:
         with (
@@ -248,11 +254,6 @@ class _Step:
                 source = Source(kept[0, 0], t.tiling.queries, 1, keys, rows)
                 target = out[t.batch, t.head, t.first_row, self.first_key]
                 transpose(spec.dtype, source, target, sizes["Skv"])
-
-
-def exp(x: Any, short: bool) -> Any:
-    """e**x for a softmax, where no x is above 0 (rounding aside); `short` where bfloat16 is exact enough."""
-    return numeric.exp2(x * numeric.const(numeric.LOG2E, x), at_most_zero=True, short=short)
 
 
 def finite(maximum: Any) -> Any:

@@ -26,8 +26,9 @@ from attncc.algorithm.knowledge import knowledge
 from attncc.algorithm.pair_loads import pair_loads
 from attncc.algorithm.prefill_tile import Tile, Tiling
 from attncc.algorithm.signature import NAME, Signature, compute_dtype, declare, import_llvm, use_launcher
-from attncc.algorithm.storage import pack
+from attncc.algorithm.storage import pack, storage_dtype, unpack
 from attncc.algorithm.survey import llvm_text as survey_text
+from attncc.algorithm.transpose import Source, transpose
 from attncc.algorithm.transpose import llvm_text as transpose_text
 from attncc.spec import AttentionSpec
 
@@ -70,9 +71,7 @@ def _call(name: str, function: str) -> None:
 def _import_functions(spec: AttentionSpec) -> None:
     """The functions in LLVM IR that the kernel calls."""
     known = knowledge(spec)
-    turned = {load.dtype for load in pair_loads(spec.score_mod, spec.mask)}
-    if "weights" in spec.outputs:
-        turned.add(spec.dtype)
+    turned = {spec.dtype} | {load.dtype for load in pair_loads(spec.score_mod, spec.mask)}
     for text in (OPAQUE, transpose_text(turned), survey_text(known) if known is not None else ""):
         if text:
             import_llvm(text)
@@ -121,22 +120,28 @@ def _tile(t: Tile) -> None:
 
 
 def _load_query(t: Tile) -> None:
-    spec, q, queries = t.spec, t.signature.q, t.tiling.queries
+    """The query tile, in its dtype; rows are turned over, so that queries lie in lanes."""
+    spec, queries = t.spec, t.tiling.queries
+    width = spec.query_dim or spec.head_dim
+    turned = tile("turned_query", (width, queries), storage_dtype(spec.dtype))
+    with repeat("turn_query", 1):
+        accesses([t.signature.q], [turned])
+        rows = t.signature.sizes["Sq"] - t.first_row
+        source = Source(t.signature.q[t.batch, t.head, t.first_row, 0], t.signature.q.strides[2], 1, rows, width)
+        transpose(spec.dtype, source, turned[0, 0], queries, (queries, width))
     if spec.bilinear is None:
         with stage("load_q", "SS", d=spec.head_dim, m=queries) as (d, m):
-            store(t.query, [d, m], pack(t.tiling.dtype, q[t.batch, t.head, t.row(m), d]))
+            same = t.tiling.dtype == spec.dtype
+            store(t.query, [d, m], turned[d, m] if same else unpack(spec.dtype, t.tiling.dtype, turned[d, m]))
         return
-    width = spec.query_dim or spec.head_dim
-    rows = tile("query_rows", (width, queries), t.dtype)
     projected = tile("projected", (spec.head_dim, queries), t.dtype)
     weight = t.signature.extras[spec.bilinear]
     head = [t.head] if len(weight.shape) == 3 else []
-    with stage("load_rows", "SS", c=width, m=queries) as (c, m):
-        store(rows, [c, m], numeric.cast(t.dtype, q[t.batch, t.head, t.row(m), c]))
     with stage("project", "SSR", d=spec.head_dim, m=queries, c=width) as (d, m, c):
         with T.init():
             store(projected, [d, m], tirx.const(0.0, t.dtype))
-        store(projected, [d, m], projected[d, m] + numeric.cast(t.dtype, weight[(*head, c, d)]) * rows[c, m])
+        product = numeric.cast(t.dtype, weight[(*head, c, d)]) * unpack(spec.dtype, t.dtype, turned[c, m])
+        store(projected, [d, m], projected[d, m] + product)
     with stage("load_q", "SS", d=spec.head_dim, m=queries) as (d, m):
         store(t.query, [d, m], pack(t.tiling.dtype, projected[d, m]))
 
@@ -150,9 +155,14 @@ def _write(t: Tile) -> None:
             value = tirx.const(1.0, t.dtype) / t.total[m]
             empty = tirx.const(0.0 if spec.empty_row == "zero" else math.nan, t.dtype)
             store(t.inverse, [m], T.Select(t.total[m] == tirx.const(0.0, t.dtype), empty, value))
-    with stage("write", "SS", m=rows, e=spec.value_dim) as (m, e):
+    finished = tile("finished", (spec.value_dim, queries), storage_dtype(spec.dtype))
+    with stage("round", "SS", e=spec.value_dim, m=queries) as (e, m):
         value = t.output[e, m] * t.inverse[m] if t.softmax else t.output[e, m]
-        store(out, [t.batch, t.head, t.first_row + m, e], numeric.cast(spec.dtype, value))
+        store(finished, [e, m], pack(spec.dtype, value))
+    with repeat("write", 1):
+        accesses([finished], [out])
+        target = out[t.batch, t.head, t.first_row, 0]
+        transpose(spec.dtype, Source(finished[0, 0], queries, 1, spec.value_dim, rows), target, out.strides[2])
     if "max" in more:
         with stage("write_max", "S", m=rows) as (m,):
             store(more["max"], [t.batch, t.head, t.first_row + m], _true_maximum(t, m))
@@ -164,7 +174,7 @@ def _write(t: Tile) -> None:
 def _true_maximum(t: Tile, m: Any) -> Any:
     """The running maximum drops NaN, which the sum keeps. (Of an infinite x the sum is NaN as well.)"""
     lost = tirx.And(numeric.is_nan(t.total[m]), t.maximum[m] < tirx.const(math.inf, t.dtype))
-    return T.Select(lost, tirx.const(math.nan, t.dtype), t.maximum[m])
+    return T.Select(lost, tirx.const(math.nan, t.dtype), t.maximum[m] * tirx.const(t.unit, t.dtype))
 
 
 def _weights(t: Tile) -> None:

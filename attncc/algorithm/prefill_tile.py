@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from attncc import expr as ex
 from attncc._tvm import Buffer, T
 from attncc.algorithm import numeric
 from attncc.algorithm.lower_expr import Env
 from attncc.algorithm.signature import Signature, compute_dtype
 from attncc.algorithm.storage import storage_dtype, unpack
+from attncc.algorithm.visibility import biases
 from attncc.spec import AttentionSpec
 
 
@@ -90,6 +93,16 @@ class Tile:
         return (*products, self.maximum, self.new_maximum, self.base, self.total, self.new_total, self.decay)
 
     @property
+    def unit(self) -> float:
+        """What the tile's scores, and their maximum, are multiples of: a constant factor of x, or 1."""
+        return _parts(self.spec)[1]
+
+    @property
+    def score_mod(self) -> ex.Expr:
+        """x in this unit."""
+        return _parts(self.spec)[0]
+
+    @property
     def dtype(self) -> str:
         """The compute dtype."""
         return compute_dtype(self.spec)
@@ -116,3 +129,18 @@ class Tile:
         """What the leaves of `element` are, for a column of q and k."""
         index = {"b": self.batch, "h": self.head, "d": numeric.cast("int64", column)}
         return Env(self.dtype, index, self.signature.sizes, self.scalars, self.signature.extras, None, elements)
+
+
+def _parts(spec: AttentionSpec) -> tuple[ex.Expr, float]:
+    """score_mod without its last, constant factor, and that factor: the exponential multiplies anyway.
+
+    1 where x is compared with anything but x itself: a finite fill, a sink, a bias that may hide keys. Factors above 1
+    stay as well: they can make an x infinite.
+    """
+    comparable = spec.mask is None or math.isinf(spec.fill)
+    if spec.normalizer == "softmax" and comparable and spec.sink is None and not biases(spec):
+        match spec.score_mod:
+            case ex.Op("mul", (ex.Const(factor), rest)) | ex.Op("mul", (rest, ex.Const(factor))):
+                if rest.dtype in ex.FLOATS and 0 < factor <= 1:
+                    return rest, float(factor)
+    return spec.score_mod, 1.0

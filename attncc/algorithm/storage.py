@@ -70,9 +70,13 @@ def unpack(dtype: str, compute: str, value: Any) -> Any:
 
 
 def _round(value: Any) -> Any:
-    """The upper half of a float32, rounded. No `Let` shares the value: a tensor intrinsic could not be matched then."""
+    """The upper half of a float32, rounded. No `Let` shares the value: a tensor intrinsic could not be matched then.
+
+    NaN is told by its bits: TVM 0.27 takes vectors apart for `isnan`.
+    """
     bits = tirx.reinterpret("uint32", value)
     odd = tirx.bitwise_and(tirx.shift_right(bits, tirx.const(16, "uint32")), tirx.const(1, "uint32"))
     nearest = tirx.shift_right(bits + (odd + tirx.const(0x7FFF, "uint32")), tirx.const(16, "uint32"))
+    magnitude = tirx.bitwise_and(bits, tirx.const(0x7FFFFFFF, "uint32"))
     quiet = tirx.const(0x7FC0, "uint32")
-    return tirx.Cast("uint16", tirx.Select(numeric.is_nan(value), quiet, nearest))
+    return tirx.Cast("uint16", tirx.Select(magnitude > tirx.const(0x7F800000, "uint32"), quiet, nearest))

@@ -59,9 +59,10 @@ define <@PAIRS@ x i16> @attncc_pair_@LANES@(<@LANES@ x i16> %s0, <@LANES@ x i16>
 
 
 def llvm_text(lanes: int, pair_lanes: int) -> str:
-    """The functions that the intrinsics call: products and rounding over `lanes`, `pair` over `pair_lanes`."""
+    """The functions that the intrinsics call: all over `lanes`, `pair` over `pair_lanes` as well."""
     texts = [_DECLARED[lanes], _DOT.replace("@DOT@", _DOTS[lanes]), _ROUND.replace("@BOTH@", _BOTH[lanes])]
-    return "".join(_sized(text, lanes) for text in texts) + _sized(_PAIR, pair_lanes)
+    pairs = [_sized(_PAIR, n) for n in sorted({lanes, pair_lanes})]
+    return "".join([*(_sized(text, lanes) for text in texts), *pairs])
 
 
 def _sized(text: str, lanes: int) -> str:

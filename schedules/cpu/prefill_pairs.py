@@ -31,10 +31,18 @@ class PairSchedule(PrefillSchedule):
         self.pair_lanes = min(columns & -columns, 2 * registers.lanes)
         """Columns of v that are interleaved at a time: the widest power of two that divides the tile."""
 
-    def query(self) -> None:
+    def load_query(self) -> None:
         """q in pairs along d."""
-        super().query()
-        self.sch.transform_layout("load_q", ("write", 0), lambda d, m: (d // 2, m, d % 2))
+        sch = self.sch
+        sch.transform_layout("load_q", ("write", 0), lambda d, m: (d // 2, m, d % 2))
+        if self.spec.bilinear is not None:
+            super().load_query()
+            return
+        d, m = self.loops("load_q")[-2:]
+        d0, d1 = sch.split(d, [None, 2])
+        m0, m1 = sch.split(m, [None, self.registers.lanes])
+        sch.reorder(d0, m0, d1, m1)
+        sch.tensorize(d1, intrinsics.pair("uint16", self.registers.lanes))
 
     def tiles(self) -> None:
         (loop,) = self.sch.get_loops("tile")
@@ -70,6 +78,7 @@ class PairSchedule(PrefillSchedule):
         sch.reverse_compute_at(modify, m0, preserve_unit_loops=True)
         self.pair_tile(qk, d0, [n1, m1], m2, "bfloat16")
         self.finish_tile(modify, self.light)
+        self.maximum(suffix, n0, m0, self.light)
 
     def probabilities(self, suffix: str) -> None:
         """Two keys at a time: exp, the sum, and both rounded into pairs."""

@@ -66,8 +66,6 @@ class PrefillSchedule:
         for suffix in ("", EDGE):
             self.load_keys(suffix)
             self.score(suffix)
-            if self.softmax:
-                self.maximum(suffix)
             self.probabilities(suffix)
             self.load_values(suffix)
             self.weighted_sum(suffix)
@@ -77,7 +75,7 @@ class PrefillSchedule:
         for name in ("start_max", "start_sum", "invert") if self.softmax else ():
             self.lanes(self.loops(name)[-1])
         self.lanes(self.loops("start_output")[-1])
-        self.vectorise_row("write")
+        self.lanes(self.loops("round")[-1])
         if "weights" in self.spec.outputs:
             self.load_keys(WEIGHTS)
             self.score(WEIGHTS)
@@ -92,13 +90,11 @@ class PrefillSchedule:
         self.sch.parallel(loop)
 
     def query(self) -> None:
-        """The bilinear form in register tiles, where there is one."""
+        """The query tile, and the bilinear form in register tiles where there is one."""
         sch, r = self.sch, self.registers
-        names = [str(block.name_hint) for block in self.blocks_of("load_query")]
-        if "project" not in names:
+        self.load_query()
+        if self.spec.bilinear is None:
             return
-        for name in ("load_q",):
-            self.lanes(self.loops(name)[-1])
         project = sch.get_sblock("project")
         copy = sch.cache_write(project, 0, "local")
         d, m, c = self.loops(project)[-3:]
@@ -109,6 +105,9 @@ class PrefillSchedule:
         sch.reverse_compute_at(copy, m0, preserve_unit_loops=True)
         self.register_tile(project, c, [d1, m1, m2])
         self.finish_tile(copy)
+
+    def load_query(self) -> None:
+        self.lanes(self.loops("load_q")[-1])
 
     def load_keys(self, suffix: str) -> None:
         """k is read in place, or its tile is made row by row."""
@@ -144,6 +143,7 @@ class PrefillSchedule:
             self.register_tile(part, d_part, [n_part, m1_part, m2_part])
         self.register_tile(qk, d, [n1, m1, m2])
         self.finish_tile(modify, self.light)
+        self.maximum(suffix, n0, m0, self.light)
 
     def partial_sums(self, qk: Any) -> Any:
         """For large heads, a block that sums a part of d at a time: rounding errors grow with the length of a sum.
@@ -158,16 +158,21 @@ class PrefillSchedule:
         d0, _ = self.sch.split(d, [None, parts[-1]])
         return self.sch.rfactor(d0, 0)
 
-    def maximum(self, suffix: str) -> None:
-        sch, r = self.sch, self.registers
-        block = sch.get_sblock("row_max" + suffix)
-        copy = sch.cache_write(block, 0, "local")
+    def maximum(self, suffix: str, keys: Any, queries: Any, unroll: bool) -> None:
+        """The maximum over the register tile inside the loops `keys` and `queries`, while it is at hand."""
+        if not self.softmax or suffix == WEIGHTS:
+            return
+        sch, block = self.sch, self.sch.get_sblock("row_max" + suffix)
+        sch.reverse_compute_at(block, queries, preserve_unit_loops=True)
         m, n = self.loops(block)[-2:]
-        m0, m1, m2 = sch.split(m, [None, r.vectors, r.lanes])
-        sch.reorder(m0, n, m1, m2)
-        sch.reverse_compute_at(copy, m0, preserve_unit_loops=True)
-        self.register_tile(block, n, [m1, m2])
-        self.lanes(self.loops(copy)[-1])
+        m1, m2 = sch.split(m, [None, self.registers.lanes])
+        sch.reorder(n, m1, m2)
+        sch.vectorize(m2)  # before the split: see `register_tile`
+        sch.unroll(m1)
+        if unroll:
+            sch.unroll(n)
+        start = sch.decompose_reduction(block, keys)
+        self.lanes(self.loops(start)[-1])
 
     def probabilities(self, suffix: str) -> None:
         """exp, its rounding and its sum in one loop over keys, a register tile wide."""
@@ -241,10 +246,6 @@ class PrefillSchedule:
         width = min(extent & -extent, self.registers.lanes)
         _, inner = self.sch.split(loop, [None, width])
         self.sch.vectorize(inner)
-
-    def blocks_of(self, name: str) -> list[Any]:
-        """The blocks right inside the block `name`."""
-        return [self.sch.get(block) for block in self.sch.get_child_blocks(self.sch.get_sblock(name))]
 
     def loops(self, block: Any) -> list[Any]:
         return list(self.sch.get_loops(block))

@@ -63,6 +63,7 @@ class TileSchedule(PairSchedule):
         sch.reverse_compute_at(modify, m0, preserve_unit_loops=True)
         self.product(n1, d, "uint16" if suffix else "bfloat16")
         self.finish_tile(modify, False)
+        self.maximum(suffix, n0, m0, False)
 
     def weighted_sum(self, suffix: str) -> None:
         sch = self.sch
