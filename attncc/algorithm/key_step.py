@@ -16,6 +16,7 @@ from attncc import expr as ex
 from attncc._tvm import Buffer, T, Var, tirx
 from attncc.algorithm import numeric
 from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, tile
+from attncc.algorithm.distances import diagonals, distance_elements, distance_terms, from_diagonals
 from attncc.algorithm.lower_expr import lower
 from attncc.algorithm.pair_loads import elements, from_tiles, pair_loads, turned
 from attncc.algorithm.prefill_tile import Tile
@@ -60,18 +61,19 @@ def weight_step(t: Tile, first_key: Var) -> None:
 
 
 def _step(t: Tile, first_key: Var, suffix: str) -> _Step:
-    """The step, with tiles of the tensors that it reads by query and key."""
+    """The step, with tiles of the tensors that it reads by query and key, and of what differs by their distance."""
     spec, sizes, keys = t.spec, t.signature.sizes, t.tiling.edge if suffix else t.tiling.keys
     masks = [spec.mask] if suffix and spec.mask is not None else []
     env = replace(t.env(0, first_key, None), index={"b": t.batch, "h": t.head, "i": t.first_row, "j": first_key})
     existing = sizes["Sq"] - t.first_row, sizes["Skv"] - first_key
     loads = pair_loads(t.score_mod, *masks)
     pairs = turned(suffix or "full", loads, env, (t.tiling.queries, keys), existing)
-    trees = [from_tiles(tree, pairs) for tree in (t.score_mod, *masks)]
+    distances = diagonals(suffix, distance_terms(t.score_mod), env, (t.tiling.queries, keys))
+    trees = [from_tiles(tree, pairs) for tree in (from_diagonals(t.score_mod), *masks)]
     if any(node == ex.Index("i") for tree in trees for node in tree.walk()):
         # hidden from LLVM where expressions depend on row positions
         t = replace(t, first_row=let("step_row", T.call_extern("int64", "attncc_opaque", t.first_row)))
-    return _Step(t, first_key, suffix, pairs, trees[0], trees[1] if masks else None)
+    return _Step(t, first_key, suffix, pairs, distances, trees[0], trees[1] if masks else None)
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class _Step:
     suffix: str
     pairs: Mapping[ex.Load, Buffer]
     """[keys, queries]: tiles of what is read by query and key"""
+    distances: tuple[Buffer, ...]
+    """[queries + keys]: terms that differ by diagonal"""
     score_mod: ex.Expr
     """The tile's, reading those tiles"""
     mask: ex.Expr | None
@@ -135,7 +139,8 @@ class _Step:
 
     def modified(self, n: Any, m: Any, s: Any) -> Any:
         t = self.t
-        env = replace(t.env(m, self.key_row(n), s), element=elements(self.pairs, t.dtype, n, m))
+        values = elements(self.pairs, t.dtype, n, m) | distance_elements(self.distances, self.keys, n, m)
+        env = replace(t.env(m, self.key_row(n), s), element=values)
         x = lower(self.score_mod, env)
         if not self.edge:
             return x

@@ -20,6 +20,7 @@ from typing import Any
 
 from attncc import expr as ex
 from attncc._tvm import IRModule, PrimFunc, Schedule
+from attncc.algorithm.distances import distance_terms, from_diagonals
 from attncc.algorithm.key_step import EDGE, WEIGHTS
 from attncc.algorithm.pair_loads import is_pair_load
 from attncc.algorithm.signature import NAME
@@ -64,6 +65,7 @@ class PrefillSchedule:
         """The scheduled function, ready to compile."""
         self.query()
         for suffix in ("", EDGE):
+            self.diagonals(suffix)
             self.load_keys(suffix)
             self.score(suffix)
             self.probabilities(suffix)
@@ -77,6 +79,7 @@ class PrefillSchedule:
         self.lanes(self.loops("start_output")[-1])
         self.lanes(self.loops("round")[-1])
         if "weights" in self.spec.outputs:
+            self.diagonals(WEIGHTS)
             self.load_keys(WEIGHTS)
             self.score(WEIGHTS)
             for name in ("last_base",) * self.softmax + ("normalise", "keep_weights"):
@@ -108,6 +111,12 @@ class PrefillSchedule:
 
     def load_query(self) -> None:
         self.lanes(self.loops("load_q")[-1])
+
+    def diagonals(self, suffix: str) -> None:
+        """Terms that differ by distance, a vector of diagonals at a time."""
+        for number in range(len(distance_terms(self.spec.score_mod))):
+            _, lanes = self.sch.split(self.loops(f"diagonal{number}{suffix}")[-1], [None, self.registers.lanes])
+            self.sch.vectorize(lanes)
 
     def load_keys(self, suffix: str) -> None:
         """k is read in place, or its tile is made row by row."""
@@ -253,7 +262,7 @@ class PrefillSchedule:
 
 def is_light(spec: AttentionSpec) -> bool:
     """Whether score_mod and mask take few instructions: unrolled over a register tile, others take long to compile."""
-    trees = [spec.score_mod] + ([spec.mask] if spec.mask is not None else [])
+    trees = [from_diagonals(spec.score_mod)] + ([spec.mask] if spec.mask is not None else [])
     nodes = [node for tree in trees for node in tree.walk()]
     reads = [node for node in nodes if isinstance(node, ex.Load) and not is_pair_load(node)]
     heavy = [node for node in nodes if isinstance(node, ex.Op) and node.name in HEAVY]
