@@ -68,7 +68,11 @@ def _step(t: Tile, first_key: Var, suffix: str) -> _Step:
     existing = sizes["Sq"] - t.first_row, sizes["Skv"] - first_key
     loads = pair_loads(t.score_mod, *masks)
     pairs = turned(suffix or "full", loads, env, (t.tiling.queries, keys), existing)
-    distances = diagonals(suffix, distance_terms(t.score_mod), env, (t.tiling.queries, keys))
+    terms = distance_terms(t.score_mod)
+    if terms:  # hidden as below: vectors of their positions would stay in registers all through the key loop
+        row = let("diagonal_row", T.call_extern("int64", "attncc_opaque", t.first_row))
+        env = replace(env, index={**env.index, "i": row})
+    distances = diagonals(suffix, terms, env, (t.tiling.queries, keys))
     trees = [from_tiles(tree, pairs) for tree in (from_diagonals(t.score_mod), *masks)]
     if any(node == ex.Index("i") for tree in trees for node in tree.walk()):
         # hidden from LLVM where expressions depend on row positions

@@ -55,6 +55,7 @@ def test_several() -> None:
 
 
 def test_of_the_zoo() -> None:
-    found = {name for name, attention in ATTENTIONS.items() if distance_terms(attention.fields.get("score_mod", SCALED))}
+    score_mods = {name: attention.fields.get("score_mod", SCALED) for name, attention in ATTENTIONS.items()}
+    found = {name for name, score_mod in score_mods.items() if distance_terms(score_mod)}
     assert {"alibi", "relative bias"} <= found
     assert not found & {"plain", "causal", "bias", "boolean mask", "soft cap"}
