@@ -6,6 +6,7 @@
 #include <ucontext.h>
 
 #define __int_as_float emu_float_of  // what CUDA's infinity is made of
+#define __longlong_as_double emu_double_of
 
 #include <algorithm>
 #include <cmath>
@@ -15,6 +16,11 @@
 static float emu_float_of(uint32_t bits) {
   float value;
   memcpy(&value, &bits, 4);
+  return value;
+}
+static double emu_double_of(uint64_t bits) {
+  double value;
+  memcpy(&value, &bits, 8);
   return value;
 }
 using std::max;
