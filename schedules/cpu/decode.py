@@ -41,9 +41,9 @@ class Decode(Family):
     def declines(self, spec: AttentionSpec, target: Target) -> Declined | None:
         if target.kind != "cpu":
             return Declined(f"{self.name} is for CPUs, not for {target.kind}")
-        halves = {spec.dtype, spec.key_dtype, spec.value_dtype} & {"float16", *FLOAT8}
+        halves = [d for d in ("float16", *FLOAT8) if d in (spec.dtype, spec.key_dtype, spec.value_dtype)]
         if halves and target.arch == "x86_64" and "f16c" not in target.features:
-            return Declined(f"{self.name} reads {' and '.join(sorted(halves))} with f16c, which {target.mcpu} lacks")
+            return Declined(f"{self.name} reads {' and '.join(halves)} with f16c, which {target.mcpu} lacks")
         return None
 
     def suits(self, spec: AttentionSpec, problem: Problem) -> bool:
