@@ -22,11 +22,11 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 SUPPORT = (
     ("Python", "3.11, 3.12", ""),
     ("PyTorch", "2.11 to 2.13", "tested with 2.13"),
-    ("Linux, x86-64", "yes", "AVX-512, AVX512-BF16, AVX2; anything older through the fallback"),
+    ("Linux, x86-64", "yes", "AVX-512, AVX512-BF16, AVX2; AMX by emulation only; anything older through the fallback"),
     (
         "Linux, aarch64; macOS, arm64",
         "untested",
-        "kernels are generated for the detected CPU; no machine of that kind runs our tests",
+        "NEON and bfdot kernels run in our tests by emulation, on no machine of that kind",
     ),
     ("Windows", "untested", ""),
     ("NVIDIA GPU, sm_75 and up", "yes", "tensor cores from sm_80 on, for float16 and bfloat16. Tested on an H100 only"),

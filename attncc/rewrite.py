@@ -118,17 +118,18 @@ def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], Hist
     found: dict[str, Found] = {}
     differentiable = _differentiable(aten)
     fused: list[Fused] = []
-    for site in sites(graph, converted):
+    missed = dict(near_misses(before, graph))
+    for site in sites(graph, converted, missed):
         found |= _fuse(aten, converted, site, graph.hints, verify, differentiable, fused)
     for node in graph:  # after all of them: what becomes a number is still a symbol in the IR
         if isinstance(node, ir.Attention) and found[node.name].fused:
             _require(aten, node)
-    for name, reason in near_misses(before, graph):
+    for name, reason in missed.items():
         held = _held(name, converted.sources)
         for part in [n for n in found if n != held and _held(n, converted.sources) == held]:
             del found[part]  # of the same sum: it failed because this one did
-        missed = converted.sources[held].node
-        found[held] = Found(False, *location(missed), reason=reason, node=missed.name)
+        original = converted.sources[held].node
+        found[held] = Found(False, *location(original), reason=reason, node=original.name)
     if any(f.fused for f in found.values()):
         prune(aten)
         aten.graph.lint()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from attncc import ir
@@ -34,13 +34,14 @@ class Site:
         return tuple(found)
 
 
-def sites(graph: ir.Graph, converted: Converted) -> list[Site]:
-    """Every attention of the graph in exactly one site."""
+def sites(graph: ir.Graph, converted: Converted, missed: Collection[str]) -> list[Site]:
+    """Every attention of the graph in exactly one site. Products that were `missed` are not made anew beside one."""
     made = {
         n.name: n
         for n in graph
         if n.name not in converted.sources
         and n.name not in converted.graph.nodes
+        and n.name not in missed
         and isinstance(n, ir.Map | ir.View | ir.Concat | ir.Contract)
     }
     found: list[Site] = []
