@@ -18,11 +18,12 @@ from attncc.schedules.cpu.prefill_fp32 import PrefillFp32
 from attncc.target import parse
 
 AMX, BF16, FP32, DECODE = PrefillAmx(), PrefillBf16(), PrefillFp32(), Decode()
+# None with SVE: for vectors of a length that only the machine knows, LLVM has no code on another one.
 MACHINES = [
     pytest.param(AMX, "bfloat16", "sapphirerapids", id="amx"),
     pytest.param(BF16, "bfloat16", "apple-m2", id="neon-bf16"),
-    pytest.param(FP32, "float32", "neoverse-v1", id="neon-fp32"),
-    pytest.param(FP32, "float16", "neoverse-n2", id="neon-fp16"),
+    pytest.param(FP32, "float32", "cortex-a76", id="neon-fp32"),
+    pytest.param(FP32, "float16", "apple-m1", id="neon-fp16"),
     pytest.param(DECODE, "float32", "apple-m1", id="decode-neon"),
 ]
 
