@@ -150,7 +150,7 @@ class Demo:
         made = ", then ".join(str(batch.kernels) for batch in self.batches)
         return [
             rows,
-            f"compile time {self.compile_seconds:.2f} s, new kernels: {made} (one kernel serves every length)",
+            f"compile time {self.compile_seconds:.2f} s, new kernels: {made} (each serves every length that it is for)",
         ]
 
     def _search(self) -> RenderableType:
