@@ -51,6 +51,7 @@ def _division(
     if not used or product.number in used or any(isinstance(x, ex.Index) for x in factor.walk()):
         return None
     summed = {name for n in used for name in sums(node.operands[n].value, nodes)}
+    totals = {total.name for n in used for total in _totals(node.operands[n].value, nodes)}
     if not summed:
         return None
     while True:
@@ -71,6 +72,8 @@ def _division(
     for weights, values in (reads, reads[::-1]):
         if not moving <= axes_of(weights) or not summed & exponentials(weights.value, nodes):
             continue
+        if totals <= {total.name for total in _totals(weights.value, nodes)}:
+            continue  # divided by it already: the factor is a gate made of the logsumexp, on the result
         own = tuple(a for a in sizes if a in axes_of(weights))
         body = ex.op(operator, ex.Arg(0, node.dtype), _renumbered(factor, used))
         name, dims = f"{node.name}.weights", tuple((a,) for a in own)
@@ -89,12 +92,17 @@ def _renumbered(factor: ex.Expr, used: list[int]) -> ex.Expr:
 
 def sums(name: str, nodes: Mapping[str, ir.Node]) -> set[str]:
     """What the sums that a value is made of are taken over."""
-    found: set[str] = set()
+    return {e for total in _totals(name, nodes) for e in exponentials(total.operand.value, nodes)}
+
+
+def _totals(name: str, nodes: Mapping[str, ir.Node]) -> list[ir.Reduce]:
+    """The sums that a value is made of."""
+    found: list[ir.Reduce] = []
     stack, seen = [name], {name}
     while stack:
         node = nodes[stack.pop()]
         if isinstance(node, ir.Reduce) and node.kind == "sum":
-            found |= exponentials(node.operand.value, nodes)
+            found.append(node)
         elif isinstance(node, _PASSED):
             fresh = set(node.reads) - seen
             seen |= fresh

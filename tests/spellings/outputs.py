@@ -44,6 +44,14 @@ def logsumexp_used_and_returned(q, k, v):
 
 
 @spelling()
+def gated_by_its_logsumexp(q, k, v, sinks):
+    """Granite's sinks: the gate is on the result, and is made of what the attention sums."""
+    x = scores(q, k)
+    gate = (torch.logsumexp(x, dim=-1) - sinks.view(1, -1, 1)).sigmoid()
+    return (F.softmax(x, dim=-1) @ v) * gate.unsqueeze(-1)
+
+
+@spelling()
 def maximum_and_sum_returned(q, k, v):
     x = scores(q, k)
     top = x.amax(-1, keepdim=True)
