@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -158,3 +159,9 @@ def test_bench(run: Run) -> None:
     assert [entry["name"] for entry in result["contenders"]] == ["sdpa", "attncc"]
     assert all(entry["timing"]["median"] > 0 and entry["share"] > 0 for entry in result["contenders"])
     assert data["peak"]["fp32_gflops"] > 1
+
+
+def test_the_module_is_the_command() -> None:
+    """On a checkout that is not installed there is no script."""
+    command = [sys.executable, "-m", "attncc", "--help"]
+    assert "bench" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
