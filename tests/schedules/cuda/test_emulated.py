@@ -75,7 +75,12 @@ def test_every_attention(family: CudaFamily, name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_every_width(family: CudaFamily, dims: tuple[int, int], tmp_path: Path) -> None:
     sizes = {"prefill": (1, 1, 70, 150), "decode": (1, 2, 1, 333), "any": (1, 1, 20, 40)}[family.regime]
-    check(family, zoo.case("causal", "float16", sizes, dims=dims, group=2), tmp_path)
+    case = zoo.case("causal", "float16", sizes, dims=dims, group=2)
+    declined = family.declines(case.spec, TARGET)
+    if declined is not None:
+        assert "shared memory" in declined.reason and dims == (256, 256)
+        pytest.skip(declined.reason)
+    check(family, case, tmp_path)
 
 
 def test_a_sink_counts_once(tmp_path: Path) -> None:
