@@ -118,7 +118,7 @@ def cache_key(spec: AttentionSpec, target: Target, family: Family, decisions: Ma
         "family": family.name,
         "decisions": dict(sorted(decisions.items())),
         "generators": code_digest(),
-        "versions": {name: _version(name) for name in ("attncc", "apache-tvm", "apache-tvm-ffi")},
+        "versions": {name: version(name) for name in ("attncc", "apache-tvm", "apache-tvm-ffi")},
     }
 
 
@@ -170,7 +170,8 @@ def _header(text: bytes) -> str:
 
 
 @cache
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """The installed version of a package, "source" where it runs from a source tree."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # running from a source tree; the digest of the sources tells versions apart

@@ -1,0 +1,199 @@
+"""The fields of a tuning record's line: how each is written, and how each is checked when it is read.
+
+Nothing in a line is trusted: types, ranges and lengths are checked one by one, before anything is made of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from attncc.schedules import Problem
+from attncc.target import Target
+from attncc.tuning.bucket import Bucket
+from attncc.tuning.versions import Versions
+
+if TYPE_CHECKING:
+    from attncc.tuning.record import Record
+
+FORMAT = 1
+"""Version of the line; a change of meaning or form raises it, and lines of another one are rejected."""
+LINE_BYTES = 1 << 18
+"""Longer lines are rejected unread. A spec's JSON takes a few thousand bytes."""
+FAILURE_CHARACTERS = 500
+_TEXT, _MOST = 400, 1 << 40
+"""Bounds of texts, in characters, and of numbers."""
+_LEAST, _SECONDS = 1e-12, 1e6
+_DECISIONS = 64
+
+
+def written(record: Record) -> dict[str, Any]:
+    """The record as JSON data, in the order in which a person would ask for it."""
+    target = asdict(record.target) | {"features": sorted(record.target.features)}
+    failed = {"failure": _line(record.failure)} if record.status == "failed" else {}
+    return {
+        "format": FORMAT,
+        "date": record.date,
+        "status": record.status,
+        **failed,
+        "name": record.name,
+        "bucket": str(record.bucket),
+        "family": record.family,
+        "decisions": dict(record.decisions),
+        "seconds": record.seconds,
+        "spread": record.spread,
+        "default_seconds": record.default_seconds,
+        "default_family": record.default_family,
+        "default_decisions": None if record.default_decisions is None else dict(record.default_decisions),
+        "sdpa_seconds": record.sdpa_seconds,
+        "trials": record.trials,
+        "problem": asdict(record.problem),
+        "target": target,
+        "versions": asdict(record.versions),
+        "spec": json.loads(record.spec),
+    }
+
+
+def read(line: str | bytes) -> dict[str, Any]:
+    """The arguments of the `Record` that a line describes. Raises ValueError, saying what is wrong with it."""
+    if len(line) > LINE_BYTES:
+        raise ValueError(f"a line of {len(line)} bytes; a record takes at most {LINE_BYTES}")
+    try:
+        data = json.loads(line, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not UTF-8 text") from error
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"a record is a JSON object, not {_shown(data)}")
+    if data.get("format") != FORMAT or isinstance(data["format"], bool):
+        raise ValueError(f"of format {_shown(data.get('format'))}, and this version reads format {FORMAT}")
+    return _checked(data)
+
+
+def _checked(data: Mapping[str, Any]) -> dict[str, Any]:
+    spec = _spec(data)
+    problem = Problem(**{f.name: _integer(_part(data, "problem"), f.name, 1) for f in fields(Problem)})
+    if data.get("bucket") != str(Bucket.of(problem)):
+        raise ValueError(f"bucket {_shown(data.get('bucket'))} is not that of its problem, {Bucket.of(problem)}")
+    status = _text(data, "status")
+    if status not in ("ok", "failed"):
+        raise ValueError(f"status {status!r} is neither 'ok' nor 'failed'")
+    seconds, default_seconds = _number(data, "seconds", _LEAST), _number(data, "default_seconds", _LEAST)
+    if (seconds is None) == (status == "ok"):
+        raise ValueError(f"status {status!r} with seconds {_shown(data.get('seconds'))}")
+    return {
+        "spec": spec,
+        "family": _text(data, "family"),
+        "decisions": _decisions(data, "decisions"),
+        "problem": problem,
+        "target": _target(_part(data, "target")),
+        "status": status,
+        "failure": _text(data, "failure", FAILURE_CHARACTERS) if status == "failed" else "",
+        "seconds": seconds,
+        "spread": _number(data, "spread", 0.0),
+        "default_seconds": default_seconds,
+        "default_family": None if data.get("default_family") is None else _text(data, "default_family"),
+        "default_decisions": None if data.get("default_decisions") is None else _decisions(data, "default_decisions"),
+        "sdpa_seconds": _number(data, "sdpa_seconds", _LEAST),
+        "trials": _integer(data, "trials", 0),
+        "versions": _versions(_part(data, "versions")),
+        "date": _date(data),
+    }
+
+
+def _spec(data: Mapping[str, Any]) -> str:
+    """The spec's canonical JSON, which `name` must be the SHA-256 of. What it means is not looked at."""
+    try:
+        text = json.dumps(_part(data, "spec"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except RecursionError as error:
+        raise ValueError("its attention is nested too deeply") from error
+    if data.get("name") != hashlib.sha256(text.encode()).hexdigest():
+        raise ValueError("its name is not that of its attention")
+    return text
+
+
+def _target(data: Mapping[str, Any]) -> Target:
+    features = data.get("features")
+    named = isinstance(features, list) and all(isinstance(f, str) and f.isprintable() for f in features)
+    if not named or len(features) > _TEXT:
+        raise ValueError(f"target: features {_shown(features)} is not a list of names")
+    texts = {name: _text(data, name) for name in ("kind", "mcpu", "triple")}
+    sizes = {name: _integer(data, name, 0) for name in ("cores", "l1", "l2", "l3")}
+    return Target(**texts, features=frozenset(features), **sizes)
+
+
+def _versions(data: Mapping[str, Any]) -> Versions:
+    texts = {name: _text(data, name) for name in ("attncc", "generators", "tvm")}
+    return Versions(**texts, abi=_integer(data, "abi", 0))
+
+
+def _date(data: Mapping[str, Any]) -> str:
+    """UTC, so that texts compare as their moments do."""
+    text = _text(data, "date")
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"date {text!r} is not in ISO 8601: {error}") from error
+
+
+def _part(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = data.get(name)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is a JSON object, not {_shown(value)}")
+    return value
+
+
+def _decisions(data: Mapping[str, Any], name: str) -> dict[str, int]:
+    given = _part(data, name)
+    if len(given) > _DECISIONS:
+        raise ValueError(f"{name} has {len(given)} entries; no kernel family has more than {_DECISIONS}")
+    if odd := [key for key in given if not key.isidentifier() or len(key) > _TEXT]:
+        raise ValueError(f"{name}: {_shown(odd[0])} is no name of a decision")
+    return {key: _integer(given, key, -_MOST) for key in given}
+
+
+def _text(data: Mapping[str, Any], name: str, limit: int = _TEXT) -> str:
+    value = data.get(name)
+    # Only what prints: these texts are shown on terminals, which obey control characters.
+    if not isinstance(value, str) or len(value) > limit or not value.isprintable():
+        raise ValueError(f"{name} {_shown(value)} is not a line of text of up to {limit} characters")
+    return value
+
+
+def _integer(data: Mapping[str, Any], name: str, least: int) -> int:
+    value = data.get(name)
+    if type(value) is not int or not least <= value <= _MOST:
+        raise ValueError(f"{name}={_shown(value)} is not a whole number from {least} to {_MOST}")
+    return value
+
+
+def _number(data: Mapping[str, Any], name: str, least: float) -> float | None:
+    """A finite number (JSON's own have no NaN, but 1e999 is infinite), or None for null."""
+    value = data.get(name)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not least <= value <= _SECONDS:
+        raise ValueError(f"{name}={_shown(value)} is not a number from {least:g} to {_SECONDS:g}")
+    return float(value)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _line(text: str) -> str:
+    """A text of any origin as one line that `_text` accepts."""
+    words = " ".join(text.split())
+    return "".join(c for c in words if c.isprintable())[:FAILURE_CHARACTERS]
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
