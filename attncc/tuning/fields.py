@@ -34,7 +34,7 @@ _DECISIONS = 64
 def written(record: Record) -> dict[str, Any]:
     """The record as JSON data, in the order in which a person would ask for it."""
     target = asdict(record.target) | {"features": sorted(record.target.features)}
-    failed = {"failure": _line(record.failure)} if record.status == "failed" else {}
+    failed = {"failure": line_of(record.failure)} if record.status == "failed" else {}
     return {
         "format": FORMAT,
         "date": record.date,
@@ -62,8 +62,16 @@ def read(line: str | bytes) -> dict[str, Any]:
     """The arguments of the `Record` that a line describes. Raises ValueError, saying what is wrong with it."""
     if len(line) > LINE_BYTES:
         raise ValueError(f"a line of {len(line)} bytes; a record takes at most {LINE_BYTES}")
+    data = object_of(line)
+    if data.get("format") != FORMAT or isinstance(data["format"], bool):
+        raise ValueError(f"of format {_shown(data.get('format'))}, and this version reads format {FORMAT}")
+    return _checked(data)
+
+
+def object_of(text: str | bytes) -> dict[str, Any]:
+    """The JSON object that `text` is. Raises ValueError, saying what is wrong, for anything else."""
     try:
-        data = json.loads(line, parse_constant=_no_constant)
+        data = json.loads(text, parse_constant=_no_constant)
     except RecursionError as error:
         raise ValueError("its JSON is nested too deeply") from error
     except UnicodeDecodeError as error:
@@ -71,39 +79,37 @@ def read(line: str | bytes) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(data, dict):
-        raise ValueError(f"a record is a JSON object, not {_shown(data)}")
-    if data.get("format") != FORMAT or isinstance(data["format"], bool):
-        raise ValueError(f"of format {_shown(data.get('format'))}, and this version reads format {FORMAT}")
-    return _checked(data)
+        raise ValueError(f"a JSON object was due, not {_shown(data)}")
+    return data
 
 
 def _checked(data: Mapping[str, Any]) -> dict[str, Any]:
     spec = _spec(data)
-    problem = Problem(**{f.name: _integer(_part(data, "problem"), f.name, 1) for f in fields(Problem)})
+    problem = Problem(**{f.name: integer_of(part_of(data, "problem"), f.name, 1) for f in fields(Problem)})
     if data.get("bucket") != str(Bucket.of(problem)):
         raise ValueError(f"bucket {_shown(data.get('bucket'))} is not that of its problem, {Bucket.of(problem)}")
-    status = _text(data, "status")
+    status = text_of(data, "status")
     if status not in ("ok", "failed"):
         raise ValueError(f"status {status!r} is neither 'ok' nor 'failed'")
-    seconds, default_seconds = _number(data, "seconds", _LEAST), _number(data, "default_seconds", _LEAST)
+    seconds, default_seconds = number_of(data, "seconds", _LEAST), number_of(data, "default_seconds", _LEAST)
     if (seconds is None) == (status == "ok"):
         raise ValueError(f"status {status!r} with seconds {_shown(data.get('seconds'))}")
     return {
         "spec": spec,
-        "family": _text(data, "family"),
+        "family": text_of(data, "family"),
         "decisions": _decisions(data, "decisions"),
         "problem": problem,
-        "target": _target(_part(data, "target")),
+        "target": target_of(part_of(data, "target")),
         "status": status,
-        "failure": _text(data, "failure", FAILURE_CHARACTERS) if status == "failed" else "",
+        "failure": text_of(data, "failure", FAILURE_CHARACTERS) if status == "failed" else "",
         "seconds": seconds,
-        "spread": _number(data, "spread", 0.0),
+        "spread": number_of(data, "spread", 0.0),
         "default_seconds": default_seconds,
-        "default_family": None if data.get("default_family") is None else _text(data, "default_family"),
+        "default_family": None if data.get("default_family") is None else text_of(data, "default_family"),
         "default_decisions": None if data.get("default_decisions") is None else _decisions(data, "default_decisions"),
-        "sdpa_seconds": _number(data, "sdpa_seconds", _LEAST),
-        "trials": _integer(data, "trials", 0),
-        "versions": _versions(_part(data, "versions")),
+        "sdpa_seconds": number_of(data, "sdpa_seconds", _LEAST),
+        "trials": integer_of(data, "trials", 0),
+        "versions": versions_of(part_of(data, "versions")),
         "date": _date(data),
     }
 
@@ -111,7 +117,7 @@ def _checked(data: Mapping[str, Any]) -> dict[str, Any]:
 def _spec(data: Mapping[str, Any]) -> str:
     """The spec's canonical JSON, which `name` must be the SHA-256 of. What it means is not looked at."""
     try:
-        text = json.dumps(_part(data, "spec"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(part_of(data, "spec"), sort_keys=True, separators=(",", ":"), allow_nan=False)
     except RecursionError as error:
         raise ValueError("its attention is nested too deeply") from error
     if data.get("name") != hashlib.sha256(text.encode()).hexdigest():
@@ -119,31 +125,34 @@ def _spec(data: Mapping[str, Any]) -> str:
     return text
 
 
-def _target(data: Mapping[str, Any]) -> Target:
+def target_of(data: Mapping[str, Any]) -> Target:
+    """The target that `data` describes. Raises ValueError, as all of these do, for what is none."""
     features = data.get("features")
     named = isinstance(features, list) and all(isinstance(f, str) and f.isprintable() for f in features)
     if not named or len(features) > _TEXT:
         raise ValueError(f"target: features {_shown(features)} is not a list of names")
-    texts = {name: _text(data, name) for name in ("kind", "mcpu", "triple")}
-    sizes = {name: _integer(data, name, 0) for name in ("cores", "l1", "l2", "l3")}
+    texts = {name: text_of(data, name) for name in ("kind", "mcpu", "triple")}
+    sizes = {name: integer_of(data, name, 0) for name in ("cores", "l1", "l2", "l3")}
     return Target(**texts, features=frozenset(features), **sizes)
 
 
-def _versions(data: Mapping[str, Any]) -> Versions:
-    texts = {name: _text(data, name) for name in ("attncc", "generators", "tvm")}
-    return Versions(**texts, abi=_integer(data, "abi", 0))
+def versions_of(data: Mapping[str, Any]) -> Versions:
+    """The versions that `data` names."""
+    texts = {name: text_of(data, name) for name in ("attncc", "generators", "tvm")}
+    return Versions(**texts, abi=integer_of(data, "abi", 0))
 
 
 def _date(data: Mapping[str, Any]) -> str:
     """UTC, so that texts compare as their moments do."""
-    text = _text(data, "date")
+    text = text_of(data, "date")
     try:
         return datetime.fromisoformat(text).astimezone(UTC).isoformat(timespec="seconds")
     except (ValueError, OverflowError) as error:
         raise ValueError(f"date {text!r} is not in ISO 8601: {error}") from error
 
 
-def _part(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def part_of(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The JSON object under `name`."""
     value = data.get(name)
     if not isinstance(value, dict):
         raise ValueError(f"{name} is a JSON object, not {_shown(value)}")
@@ -151,15 +160,16 @@ def _part(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _decisions(data: Mapping[str, Any], name: str) -> dict[str, int]:
-    given = _part(data, name)
+    given = part_of(data, name)
     if len(given) > _DECISIONS:
         raise ValueError(f"{name} has {len(given)} entries; no kernel family has more than {_DECISIONS}")
     if odd := [key for key in given if not key.isidentifier() or len(key) > _TEXT]:
         raise ValueError(f"{name}: {_shown(odd[0])} is no name of a decision")
-    return {key: _integer(given, key, -_MOST) for key in given}
+    return {key: integer_of(given, key, -_MOST) for key in given}
 
 
-def _text(data: Mapping[str, Any], name: str, limit: int = _TEXT) -> str:
+def text_of(data: Mapping[str, Any], name: str, limit: int = _TEXT) -> str:
+    """The line of text under `name`, which is safe to print."""
     value = data.get(name)
     # Only what prints: these texts are shown on terminals, which obey control characters.
     if not isinstance(value, str) or len(value) > limit or not value.isprintable():
@@ -167,14 +177,15 @@ def _text(data: Mapping[str, Any], name: str, limit: int = _TEXT) -> str:
     return value
 
 
-def _integer(data: Mapping[str, Any], name: str, least: int) -> int:
+def integer_of(data: Mapping[str, Any], name: str, least: int) -> int:
+    """The whole number from `least` on under `name`."""
     value = data.get(name)
     if type(value) is not int or not least <= value <= _MOST:
         raise ValueError(f"{name}={_shown(value)} is not a whole number from {least} to {_MOST}")
     return value
 
 
-def _number(data: Mapping[str, Any], name: str, least: float) -> float | None:
+def number_of(data: Mapping[str, Any], name: str, least: float) -> float | None:
     """A finite number (JSON's own have no NaN, but 1e999 is infinite), or None for null."""
     value = data.get(name)
     if value is None:
@@ -188,8 +199,8 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number")
 
 
-def _line(text: str) -> str:
-    """A text of any origin as one line that `_text` accepts."""
+def line_of(text: str) -> str:
+    """A text of any origin as one line that `text_of` accepts."""
     words = " ".join(text.split())
     return "".join(c for c in words if c.isprintable())[:FAILURE_CHARACTERS]
 
