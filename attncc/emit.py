@@ -15,8 +15,9 @@ import torch
 from torch import fx
 
 from attncc import ir
+from attncc.emit_index import Group
 from attncc.emit_values import emit_value
-from attncc.emitter import Emitter, Group, is_same
+from attncc.emitter import Emitter, is_same
 from attncc.passes.refused import Refused
 from attncc.runtime import op as _registers_the_operator  # noqa: F401
 from attncc.symbolic import Dim, dim, equal, exact_div, product

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -14,6 +15,7 @@ from attncc import index as ix
 from attncc import ir
 from attncc.convert import Converted
 from attncc.convert.driver import Source
+from attncc.emit_index import Group, divided, joined, outermost
 from attncc.passes.refused import Refused
 from attncc.symbolic import Dim, dim, equal, exact_div, product, reduce, symbols
 
@@ -23,10 +25,6 @@ _VIEWS = frozenset(
      aten.unsqueeze.default, aten.squeeze.dim, aten.slice.Tensor, aten.expand.default, aten.unflatten.int)
 )  # fmt: skip
 _MOST_VIEWS = 32
-Group = tuple[str, ...]
-"""Axes that make up one dimension, outermost first."""
-
-
 Make = Callable[["Emitter", ir.Node], fx.Node]
 
 
@@ -49,6 +47,8 @@ class Emitter:
         self._new, self._make = new, make
         self._values: dict[str, fx.Node] = {}
         self._copied: dict[fx.Node, fx.Node] = {}
+        self._again: dict[str, tuple[str, ...]] = {}
+        """What is read by values that are computed again."""
 
     def call(self, target: Any, *args: Any, before: fx.Node | None = None) -> fx.Node:
         """A call of an operator on nodes and numbers, its fake value and origin noted."""
@@ -69,6 +69,7 @@ class Emitter:
         self.outputs.clear()
         self._values.clear()
         self._copied.clear()
+        self._again.clear()
 
     def new(self, name: str) -> ir.Attention:
         """An attention that is emitted here."""
@@ -89,28 +90,40 @@ class Emitter:
             raise Refused(f"the value {name} is never computed by itself", name)
         here = self.converted.positions[self.anchor]
         if source.expires is not None and source.expires < here:
-            self._values[name] = self._kept(source)
+            self._values[name] = self._kept(name, source)
             return self._values[name]
         if source.position >= here:
             raise Refused(f"the attention weights are used before {source.node.name} is computed", name)
         return source.node
 
-    def leaf(self, name: str) -> fx.Node:
-        """The node that both the original and what is emitted read for a value: not a copy that only the latter has."""
-        node = self.value(name)
-        return self._copied.get(node, node)
+    def leaves(self, names: Iterable[str]) -> list[fx.Node]:
+        """The nodes that both the original and what is emitted read for values: not copies that only the latter has."""
+        found: dict[fx.Node, None] = {}
+        for name in names:
+            node = self.value(name)
+            read = self.leaves(self._again[name]) if name in self._again else [self._copied.get(node, node)]
+            found |= dict.fromkeys(read)
+        return list(found)
 
-    def _kept(self, source: Source) -> fx.Node:
-        """A copy of a value that is changed in place later: of a counter or a row of positions, as caches have them.
+    def _kept(self, name: str, source: Source) -> fx.Node:
+        """A value that is changed in place later, as it was before.
 
-        Raises Refused for what is larger: to copy that could cost more than fusing gains.
+        Of a counter or a row of positions, as caches have them, a copy; what is larger is computed again where it is
+        pointwise: the original is then read by nobody. Raises Refused for others: to copy them could cost more than
+        fusing gains.
         """
-        if source.node.meta["val"].ndim > 1:
-            raise Refused(f"{source.node.name} is changed in place before the attention's end", source.node.name)
-        changer = next(n for n, position in self.converted.positions.items() if position == source.expires)
-        copy = self.call(aten.clone.default, source.node, before=changer)
-        self._copied[copy] = source.node
-        return copy
+        if source.node.meta["val"].ndim <= 1:
+            changer = next(n for n, position in self.converted.positions.items() if position == source.expires)
+            copy = self.call(aten.clone.default, source.node, before=changer)
+            self._copied[copy] = source.node
+            return copy
+        node, here = self.converted.graph.nodes.get(name), self.converted.positions[self.anchor]
+        same_mode = not any(source.position < fence < here for fence in self.converted.fences)
+        if isinstance(node, ir.Map | ir.View) and same_mode:
+            self._again[name] = node.reads
+            with contextlib.suppress(Refused):
+                return self._make(self, node)
+        raise Refused(f"{source.node.name} is changed in place before the attention's end", source.node.name)
 
     def number(self, size: Dim) -> Any:
         """A size as an int or as an FX node. Raises Refused where it cannot be computed at the anchor."""
@@ -148,7 +161,7 @@ class Emitter:
     ) -> fx.Node:
         """The value read by `access` as a tensor with one dimension a group of axes."""
         node = source = self.value(access.value)
-        access, groups, sizes = _joined(access, groups, sizes)
+        access, groups, sizes = joined(access, groups, sizes)
         labels: list[str] = []
         for p in reversed(range(len(access.index))):
             node, axes = self._unpacked(node, p, access.index[p], sizes)
@@ -200,7 +213,7 @@ class Emitter:
         size = dim(node.meta["val"].shape[p])
         if not index.terms:
             return self.call(aten.select.int, node, p, self.number(index.const)), []
-        axis, stride = _outermost(index)
+        axis, stride = outermost(index)
         if len(index.terms) == 1:
             if stride == 1 and equal(size, sizes[axis]):
                 return node, [axis]
@@ -208,7 +221,7 @@ class Emitter:
             start, stop, step = (self.number(x) for x in (index.const, end, stride))
             return self.call(aten.slice.Tensor, node, p, start, stop, step), [axis]
         rest = ix.Linear(tuple(t for t in index.terms if t[0] != axis), 0)
-        count, (whole, left) = exact_div(size, stride), _divided(index.const, stride)
+        count, (whole, left) = exact_div(size, stride), divided(index.const, stride)
         if count is None:  # the merged part lies inside the dimension: cut it out first
             length = product((stride, sizes[axis]))
             node = self.call(
@@ -253,40 +266,3 @@ def _environment(converted: Converted) -> Any:
             if isinstance(size, torch.SymInt):
                 return size.node.shape_env
     raise Refused("a size is not known")
-
-
-def _joined(
-    access: ir.Access, groups: Sequence[Group], sizes: Mapping[str, Dim]
-) -> tuple[ir.Access, Sequence[Group], Mapping[str, Dim]]:
-    """The same read with every group that lies merged in one dimension already as one axis."""
-    joined, known, index = list(groups), dict(sizes), list(access.index)
-    for number, group in enumerate(groups):
-        places = [p for p, i in enumerate(index) if set(i.axes) & set(group)]
-        if len(group) < 2 or len(places) != 1:
-            continue
-        linear = index[places[0]]
-        step = linear.coefficient(group[-1])
-        part = ix.Linear(tuple(t for t in linear.terms if t[0] in group))
-        if step == 0 or part != ix.scaled(ix.merged(group, sizes), step):
-            continue
-        whole = ".".join(group)
-        rest = ix.Linear(tuple(t for t in linear.terms if t[0] not in group), linear.const)
-        index[places[0]] = ix.total([rest, ix.scaled(ix.axis(whole), step)])
-        known[whole] = product(sizes[a] for a in group)
-        joined[number] = (whole,)
-    return ir.Access(access.value, tuple(index)), joined, known
-
-
-def _outermost(index: ix.Linear) -> tuple[str, Dim]:
-    """The term whose coefficient all others divide. Raises Refused."""
-    for axis, stride in index.terms:
-        if all(exact_div(stride, other) is not None for _, other in index.terms):
-            return axis, stride
-    raise Refused(f"the index {index} is no merge of axes")
-
-
-def _divided(const: Dim, by: Dim) -> tuple[Dim, Dim]:
-    if isinstance(const, int) and isinstance(by, int):
-        return divmod(const, by)
-    whole = exact_div(const, by)
-    return (0, const) if whole is None else (whole, 0)

@@ -171,7 +171,7 @@ def _fuse(
         _check_modes(converted, site, last)
         _check_unchanged(aten, originals[1:])
         results = {n: emit(emitter, name, n) for name, n in zip(site.roots, originals, strict=True)}
-        leaves = [emitter.leaf(name) for name in site.leaves]
+        leaves = emitter.leaves(site.leaves)
         covers = {name for node in site.attentions for name in node.covers}
         # Behind a site that shares weights with this one, the original reads what that one reads.
         shared = [leaf for other, leaves in fused if other & covers for leaf in leaves]

@@ -8,6 +8,7 @@ from attncc.passes.divide_first import divide_first
 from attncc.passes.fold_views import fold_views
 from attncc.passes.fuse_attention import fuse_attention
 from attncc.passes.hoist_scale import hoist_scale
+from attncc.passes.join_products import join_products
 from attncc.passes.merge_bilinear import merge_bilinear
 from attncc.passes.product_sum import product_sum
 from attncc.passes.split_concat import split_concat
@@ -16,10 +17,11 @@ from attncc.passes.split_factors import split_factors
 PASSES: tuple[Callable[[ir.Graph], ir.Graph], ...] = (
     # Layouts become names: every node reads what was really computed.
     fold_views,
-    # Products in one form: by whatever name, scalars outside, chains of products together.
+    # Products in one form: by whatever name, scalars outside, over all keys at once, chains of products together.
     product_sum,
     split_factors,
     hoist_scale,
+    join_products,
     merge_bilinear,
     # Softmaxes in one form: further columns as terms of the sum, the division before the product with V.
     split_concat,

@@ -25,7 +25,7 @@ _EXPONENTIALS = ("exp", "exp2", "sigmoid")
 def hoist_scale(graph: ir.Graph) -> ir.Graph:
     """The graph with scalar factors of product operands applied to the product instead."""
     made: dict[str, ir.Node] = {}
-    scores = _scores(graph)
+    scores = before_softmax(graph)
     for node in graph:
         maps: list[ir.Map] = []
         score = node.name in scores
@@ -39,8 +39,8 @@ def hoist_scale(graph: ir.Graph) -> ir.Graph:
     return ir.Graph(made, graph.outputs, "hoist_scale", graph.hints).without_dead()
 
 
-def _scores(graph: ir.Graph) -> set[str]:
-    """The products that reach an exponential or a reduction with nothing but Maps and Views between."""
+def before_softmax(graph: ir.Graph) -> set[str]:
+    """The values that reach an exponential or a reduction with nothing but Maps, Views and Concats between."""
     stack: list[ir.Node] = [
         n for n in graph if isinstance(n, ir.Reduce) or (isinstance(n, ir.Map) and _is_exponential(n.body))
     ]
@@ -50,9 +50,9 @@ def _scores(graph: ir.Graph) -> set[str]:
             read = graph.nodes[name]
             if name not in seen:
                 seen.add(name)
-                if isinstance(read, ir.Map | ir.View):
+                if isinstance(read, ir.Map | ir.View | ir.Concat):
                     stack.append(read)
-    return {name for name in seen if isinstance(graph.nodes[name], ir.Contract)}
+    return seen
 
 
 def _is_exponential(body: ex.Expr) -> bool:

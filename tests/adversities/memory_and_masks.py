@@ -220,3 +220,32 @@ def nan_in_hidden_value(q, k, v, m):
 )
 def inf_in_hidden_key(q, k, v, m):
     return (q @ k.mT).masked_fill(~m, -math.inf).softmax(-1) @ v
+
+
+@adversity(*qkv(), rand(B, H, S, T), rand(B, 1, S, T))
+def bias_masked_in_place_after_its_source_changed(q, k, v, b, m):
+    """Computed again it would be another bias: what it was made of is overwritten too."""
+    source = b + 0
+    bias = source * 2
+    source.add_(1)
+    bias.masked_fill_(m > 0, -math.inf)
+    return (q @ k.mT + bias).softmax(-1) @ v + source.sum()
+
+
+@adversity(*qkv(), rand(B, H, S, T), rand(B, 1, S, T))
+def bias_masked_in_place_and_read_again(q, k, v, b, m):
+    bias = b * 2
+    kept = bias + 0
+    bias.masked_fill_(m > 0, -1.0)
+    bias[..., 0] = 3
+    return (q @ k.mT + bias).softmax(-1) @ v + (q @ k.mT + kept).softmax(-1) @ v, bias
+
+
+@adversity(*qkv(), rand(B, H, S, T))
+def bias_of_a_view_that_changes(q, k, v, b):
+    source = b.clone()
+    bias = source[..., :T] * 0.5
+    bias.add_(1)
+    source[..., 1] = 7
+    bias.mul_(2)
+    return (q @ k.mT + bias).softmax(-1) @ v

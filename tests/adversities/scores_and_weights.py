@@ -203,3 +203,53 @@ def topk_like(q, k, v):
 @adversity(*qkv())
 def dropout_train(q, k, v):
     return F.dropout(weights(q, k), 0.0, True) @ v
+
+
+@adversity(*qkv())
+def parts_of_the_weights_with_the_values_of_others(q, k, v):
+    """Attention to values in another order than the keys."""
+    p = weights(q, k)
+    return p[..., :6] @ v[:, :, 5:] + p[..., 6:] @ v[:, :, :5]
+
+
+@adversity(*qkv())
+def parts_of_the_scores_with_other_queries(q, k, v):
+    x = torch.cat([q @ k[:, :, :4].mT, (q + 1) @ k[:, :, 4:].mT], -1)
+    return x.softmax(-1) @ v
+
+
+@adversity(*qkv())
+def parts_of_the_scores_with_other_scales(q, k, v):
+    x = torch.cat([q @ k[:, :, :4].mT * 0.5, q @ k[:, :, 4:].mT * 0.4], -1)
+    return x.softmax(-1) @ v
+
+
+@adversity(*qkv())
+def parts_of_the_scores_twice_and_out_of_order(q, k, v):
+    x = torch.cat([q @ k[:, :, 4:].mT, q @ k[:, :, :4].mT, q @ k[:, :, 4:].mT], -1)
+    return x.softmax(-1) @ torch.cat((v, v[:, :, :7]), 2)
+
+
+@adversity(*qkv())
+def scores_of_queries_side_by_side(q, k, v):
+    x = torch.cat([q[:, :, :3] @ k.mT, q[:, :, 3:] @ k.mT], -2)
+    return x.softmax(-1) @ v
+
+
+@adversity(*qkv())
+def scores_of_queries_side_by_side_over_queries(q, k, v):
+    x = torch.cat([q[:, :, :3] @ k.mT, q[:, :, 3:] @ k.mT], -2)
+    return x.softmax(-2) @ v
+
+
+@adversity(*qkv())
+def one_part_of_the_scores_is_one_key(q, k, v):
+    x = torch.cat([q @ k[:, :, :1].mT, q @ k[:, :, 1:].mT], -1)
+    p = x.softmax(-1)
+    return p[..., :1] @ v[:, :, :1] + p[..., 1:] @ v[:, :, 1:]
+
+
+@adversity(*qkv())
+def parts_of_the_weights_subtracted(q, k, v):
+    p = weights(q, k)
+    return p[..., :6] @ v[:, :, :6] - p[..., 6:] @ v[:, :, 6:]

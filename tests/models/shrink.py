@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from models.inputs import VOCABULARY, accepted
+from models.inputs import accepted
+from models.special_inputs import VOCABULARY
 from torch import nn
 
 HEADS = 4
-LARGEST = 270_000_000
+LARGEST = 480_000_000
 """Parameters that a model may have to be run here."""
 LARGEST_CYCLE = 8
 """Layers that are kept so that the first of each kind is among them."""
 
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depth",
            "num_encoder_layers", "num_decoder_layers", "num_blocks", "num_block", "num_attention_layers",
-           "num_self_attends_per_block", "l_layers", "x_layers", "r_layers")  # fmt: skip
+           "num_self_attends_per_block", "l_layers", "x_layers", "r_layers", "resampler_depth",
+           "conf_num_hidden_layers")  # fmt: skip
 _HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads", "encoder_attention_heads",
           "decoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads",
-          "num_self_attention_heads", "num_cross_attention_heads")  # fmt: skip
+          "num_self_attention_heads", "num_cross_attention_heads", "conf_num_attention_heads")  # fmt: skip
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "encoder_num_key_value_heads",
              "decoder_num_key_value_heads", "num_global_key_value_heads")  # fmt: skip
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "embedding_dim", "word_embed_proj_dim",
@@ -35,7 +38,20 @@ _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "embedding_di
 _INNER = ("intermediate_size", "ffn_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim", "n_inner",
           "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_hidden_size", "mlp_dim")  # fmt: skip
 _STAGES = ("depths", "num_layers_per_stage", "layers_per_stage", "stage_depths", "blocks_per_stage")
-_UNSET = {"prediction_length": 8, "image_token_id": 98, "image_token_index": 98}
+_UNSET = {"prediction_length": 8, "image_token_id": 98, "image_token_index": 98, "n_routed_experts": 4,
+          "num_experts_per_tok": 2, "n_shared_experts": 1, "max_source_positions": 60}  # fmt: skip
+"""Numbers that a default configuration may leave out."""
+_MISSED = {"num_key_value_heads": lambda c: c.num_attention_heads, "rope_theta": lambda c: 10000.0,
+           "initializer_range": lambda c: 0.02, "shared_expert_intermediate_size": lambda c: 256,
+           "pad_token_id": lambda c: 1, "vocab_size": lambda c: VOCABULARY}  # fmt: skip
+"""What a model asks of a configuration that does not have it."""
+_GIVEN: dict[str, dict[str, Any]] = {
+    "chameleon": {"vocabulary_map": {"<image>": 90}},
+    "emu3": {"vocabulary_map": {"<image>": 90}},
+    "xmod": {"default_language": "en_XX"},
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+}
+"""Arguments without which a configuration makes no model, by the type of the model."""
 _VOCABULARY = ("vocab_size", "text_vocab_size", "audio_vocab_size", "codebook_size", "vocab_size_per_layer_input",
                "encoder_vocab_size", "decoder_vocab_size", "question_encoder_vocab_size",
                "entity_vocab_size")  # fmt: skip
@@ -46,7 +62,7 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_
 
 def configurations(config_class: Any) -> Iterator[Any]:
     """Small configurations, the boldest first."""
-    default = config_class()
+    default = config_class(**_GIVEN.get(config_class.model_type, {}))
     for heads, rounds in ((HEADS, 1), (HEADS, 2), (16, 1), (None, 1), (None, 2)):
         try:
             yield _shrunk(default, heads, rounds)
@@ -89,9 +105,7 @@ def _shrunk(config: Any, heads: int | None, rounds: int) -> Any:
     for name in _PER_TOKEN:
         if _number(small, name, 2) or getattr(small, name, 2) is None:
             _set(small, name, 2)
-    for name, value in _UNSET.items():
-        if getattr(small, name, value) is None:
-            _set(small, name, value)
+    _complete(small)
     for name in ("n_group", "topk_group", "num_expert_group"):
         if _number(small, name, 1):
             _set(small, name, 1)
@@ -100,6 +114,23 @@ def _shrunk(config: Any, heads: int | None, rounds: int) -> Any:
     if heads is not None:
         _fewer_heads(small, heads)
     return small
+
+
+def _complete(config: Any) -> None:
+    """Values for what the default leaves out."""
+    for name, value in _UNSET.items():
+        if getattr(config, name, value) is None:
+            _set(config, name, value)
+    kinds = getattr(config, "layer_types", None) or ()
+    if getattr(config, "sliding_window", 8) is None and "sliding_attention" in kinds:
+        _set(config, "sliding_window", 8)
+    heads, width = (getattr(config, n, None) for n in ("num_attention_heads", "hidden_size"))
+    if getattr(config, "head_dim", 1) is None and isinstance(heads, int) and isinstance(width, int):
+        _set(config, "head_dim", width // heads)
+    layers = getattr(config, "num_hidden_layers", None)
+    for name, kind in (("layer_types", "full_attention"), ("mlp_layer_types", "dense")):
+        if getattr(config, name, kind) is None and isinstance(layers, int):
+            _set(config, name, [kind] * layers)
 
 
 def _plain_backbone(config: Any) -> None:
@@ -115,7 +146,11 @@ def _plain_backbone(config: Any) -> None:
 
 def _follow(config: Any, widths: dict[int, int]) -> None:
     """The width of another part, where a part names it: as the queries that read the states of an encoder."""
-    for name in ("encoder_hidden_size", "cross_attention_hidden_size", "vision_hidden_size", "encoder_width"):
+    names = ["encoder_hidden_size", "cross_attention_hidden_size", "vision_hidden_size", "encoder_width"]
+    names += [n for n in vars(config) if n.endswith(("out_hidden_size", "output_dim", "out_dim", "output_size"))]
+    if not any(isinstance(getattr(config, n, None), int) for n in _HEADS):
+        names.append("hidden_size")
+    for name in names:
         value = getattr(config, name, None)
         if value in widths:
             _set(config, name, widths[value])
@@ -212,8 +247,7 @@ def build(config_class: Any, model_classes: Sequence[Any], implementation: str) 
     for model_class in model_classes:
         for config in configurations(config_class):
             try:
-                with torch.device("meta"):
-                    size = sum(p.numel() for p in model_class(copy.deepcopy(config)).parameters())
+                size = _size(model_class, config)
                 if size > LARGEST:
                     problems.append(f"{size / 1e6:.0f} million parameters")
                     continue
@@ -227,3 +261,23 @@ def build(config_class: Any, model_classes: Sequence[Any], implementation: str) 
             if inputs is not None:
                 return model, inputs
     raise RuntimeError("; ".join(dict.fromkeys(problems)))
+
+
+_ABSENT = re.compile(r"'(\w+)' object has no attribute '(\w+)'")
+
+
+def _size(model_class: Any, config: Any) -> int:
+    """The parameters of a model; what it asks of its configuration and does not find there is added to it."""
+    for _ in range(6):
+        try:
+            with torch.device("meta"):
+                return sum(p.numel() for p in model_class(copy.deepcopy(config)).parameters())
+        except AttributeError as error:
+            absent = _ABSENT.search(str(error))
+            parts = [p for p in (config, *vars(config).values()) if absent and type(p).__name__ == absent[1]]
+            make = _MISSED.get(absent[2], (lambda _: 0.0) if "dropout" in absent[2] else None) if absent else None
+            if absent is None or not parts or make is None:
+                raise
+            for part in parts:
+                setattr(part, absent[2], make(part))
+    raise RuntimeError("a configuration that lacks many things")

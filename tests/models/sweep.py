@@ -9,7 +9,6 @@ so that an interrupted sweep goes on. `--table` prints what the file says.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -17,6 +16,7 @@ import os
 import signal
 import sys
 import time
+import unittest.mock
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -170,28 +170,6 @@ def _too_long(*_: Any) -> None:
     raise TimeoutError("too much processor time")
 
 
-def model_classes(config_class: Any) -> list[Any]:
-    """The model without a head first, then those with one, then what else its file defines."""
-    import transformers
-    from transformers.models.auto import modeling_auto
-
-    mappings = ["MODEL_MAPPING", "MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"]
-    mappings += [name for name in dir(modeling_auto) if name.startswith("MODEL_FOR_") and name.endswith("_MAPPING")]
-    classes: list[Any] = []
-    for name in mappings:
-        found = getattr(modeling_auto, name).get(config_class, None)
-        classes += [] if found is None else list(found) if isinstance(found, tuple) else [found]
-    module = config_class.__module__.replace("configuration_", "modeling_")
-    with contextlib.suppress(ImportError):
-        __import__(module)
-        classes += [c for c in vars(sys.modules[module]).values()
-                    if isinstance(c, type) and issubclass(c, transformers.PreTrainedModel)
-                    and c.config_class is config_class and "forward" in vars(c)]  # fmt: skip
-    if not classes:
-        raise LookupError("no model class")
-    return list(dict.fromkeys(classes))[:4]
-
-
 class Softmaxes(TorchDispatchMode):
     """Counts softmaxes of rank 3 and more, and fused attentions: about what there is to be found."""
 
@@ -209,14 +187,27 @@ class Softmaxes(TorchDispatchMode):
 
 def run(model_type: str, implementation: str, stage: list[str]) -> dict[str, Any]:
     """Build, compile and compare one model; `stage` gets the name of what begins."""
+    from models.classes import model_classes
     from models.shrink import build
     from transformers import CONFIG_MAPPING
 
-    import attncc
+    import attncc.backend
     from attncc.backend import compile_graph
+    from attncc.locate import location
     from attncc.options import Options
+    from attncc.prune import prune
 
     config_class = CONFIG_MAPPING[model_type]
+    left: list[tuple[str, str]] = []
+    rewrite = attncc.backend.rewrite
+
+    def rewriting(aten: torch.fx.GraphModule, **options: Any) -> Any:
+        """Fuses a graph and notes the softmaxes that stay in it and that something reads."""
+        fused, found, history = rewrite(aten, **options)
+        prune(fused)
+        left.extend(location(n) for n in fused.graph.nodes if "softmax" in str(n.target) and "log" not in str(n.target))
+        return fused, found, history
+
     registered = implementation == "attncc"
     model, inputs = build(config_class, model_classes(config_class), "eager" if registered else implementation)
     found: list[Any] = []
@@ -233,7 +224,8 @@ def run(model_type: str, implementation: str, stage: list[str]) -> dict[str, Any
             expected = model(**inputs)
         stage.append("compile")
         attncc.stats(reset=True)
-        with warnings.catch_warnings(record=True) as caught:
+        noted = unittest.mock.patch.object(attncc.backend, "rewrite", rewriting)
+        with noted, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.manual_seed(1)
             if registered:
@@ -243,13 +235,14 @@ def run(model_type: str, implementation: str, stage: list[str]) -> dict[str, Any
                 actual = torch.compile(model, backend=backend)(**inputs)
     result: dict[str, Any] = {
         "class": type(model).__name__,
-        "inputs": {n: list(t.shape) for n, t in inputs.items()},
+        "inputs": {n: list(t.shape) for n, t in inputs.items() if isinstance(t, torch.Tensor)},
         "softmaxes": softmaxes.count,
         "calls": attncc.stats().calls,
         "found": len(found),
         "fused": sum(f.fused for f in found),
         "graphs": len(graphs),
         "reasons": dict(Counter(f.reason for f in found if not f.fused)),
+        "left": dict(Counter(f"{place} {line}" for place, line in left)),
         "sites": [[f.location, f.source, f.reason or str(f.spec)] for f in found],
         "warnings": [str(w.message)[:300] for w in caught if "attncc" in str(w.message)],
         "difference": difference(actual, expected),
@@ -258,7 +251,9 @@ def run(model_type: str, implementation: str, stage: list[str]) -> dict[str, Any
     if not result["difference"] < 1e-5:
         torch.manual_seed(1)
         result["again"] = difference(model(**inputs), expected)
-        exact = model.double()(**{n: t.double() if t.is_floating_point() else t for n, t in inputs.items()})
+        exact = model.double()(
+            **{n: t.double() if t is not None and t.is_floating_point() else t for n, t in inputs.items()}
+        )
         result["to_float64"] = [difference(actual, exact), difference(expected, exact)]
     return result
 

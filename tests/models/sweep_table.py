@@ -25,6 +25,10 @@ def _summary(rows: list[Row]) -> dict[str, Any]:
     for row in ran:
         for reason, count in row["reasons"].items():
             reasons[reason][row["model"]] = count
+    left: dict[str, dict[str, int]] = defaultdict(dict)
+    for row in ran:
+        for line, count in row.get("left", {}).items() if not row["reasons"] else ():
+            left[line][row["model"]] = count
     not_run: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if "error" in row:
@@ -40,8 +44,7 @@ def _summary(rows: list[Row]) -> dict[str, Any]:
         "not judged": [r["model"] for r in ran if verdict(r) == "not judged"],
         "warnings": {r["model"]: r["warnings"] for r in ran if r["warnings"]},
         "not fused": dict(reasons),
-        "not found": {r["model"]: r["softmaxes"] - r["calls"] for r in ran
-                      if r["softmaxes"] - r["calls"] > sum(r["reasons"].values())},
+        "left": dict(left),
         "not run": dict(not_run),
     }  # fmt: skip
 
@@ -81,7 +84,7 @@ def show(rows: list[Row]) -> None:
     console.print(table)
     for name, s in found.items():
         _list(console, f"{name}: not fused", {reason: list(models) for reason, models in s["not fused"].items()})
-        _list(console, f"{name}: softmaxes that are not seen as attention", {"": list(s["not found"])})
+        _list(console, f"{name}: softmaxes that are not seen as attention", {w: list(m) for w, m in s["left"].items()})
         _list(console, f"{name}: not run", s["not run"])
 
 

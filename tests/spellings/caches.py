@@ -83,3 +83,41 @@ def sliding_cache_that_rolls(q, k, v, cache_k, cache_v):
 @spelling()
 def paged_by_gather(q, cache_k, cache_v, at):
     return attend(q, cache_k.index_select(2, at), cache_v[:, :, at])
+
+
+# Keys and values that never come together
+
+
+@spelling()
+def scores_of_the_past_beside_the_new(q, k, v, past_k, past_v):
+    """Two products of scores under one softmax, whose weights are cut again for two sums."""
+    p = (torch.cat([q @ past_k.mT, q @ k.mT], dim=-1) * SCALE).softmax(-1)
+    past = past_k.shape[2]
+    return p[..., :past] @ past_v + p[..., past:] @ v
+
+
+@spelling()
+def scores_scaled_before_they_meet(q, k, v, past_k, past_v):
+    past, new = q @ past_k.mT * SCALE, q @ k.mT * SCALE
+    p = torch.cat((new, past), dim=-1).softmax(-1)
+    return p @ torch.cat((v, past_v), dim=-2)
+
+
+@spelling()
+def blocks_with_global_keys_as_pegasus_x(q, k, v, past_k, past_v):
+    """Every block of two rows attends to itself and to global keys that it shares with all others."""
+    b, h, s, d = q.shape
+    x, own_k, own_v = (F.pad(t, (0, 0, 0, 1)).view(b, h, -1, 2, d) for t in (q, k[:, :, :s], v[:, :, :s]))
+    shared = torch.einsum("bhnkf,bhgf->bhnkg", x * SCALE, past_k)
+    own = torch.einsum("bhnkf,bhnxf->bhnkx", x * SCALE, own_k)
+    p = torch.cat([shared, own], dim=-1).softmax(-1)
+    cut = past_k.shape[2]
+    y = torch.einsum("bhnkg,bhgf->bhnkf", p[..., :cut], past_v)
+    y = y + torch.einsum("bhnkx,bhnxf->bhnkf", p[..., cut:], own_v)
+    return y.reshape(b, h, -1, d)
+
+
+@spelling()
+def weights_cut_for_parts_of_the_values(q, k, v):
+    p = (q @ k.mT * SCALE).softmax(-1)
+    return p[..., :3] @ v[:, :, :3] + p[..., 3:5] @ v[:, :, 3:5] + p[..., 5:] @ v[:, :, 5:]

@@ -110,3 +110,9 @@ def linear_attention(q, k, v):
 def values_that_depend_on_the_query(q, k, v, pair_keys):
     p = scores(q, k).softmax(-1)
     return torch.einsum("bhij,bhijd->bhid", p, v[:, :, None] + pair_keys)
+
+
+@spelling(reason="other positions", sites=0)
+def parts_of_the_weights_that_overlap(q, k, v):
+    p = scores(q, k).softmax(-1)
+    return p[..., :6] @ v[:, :, :6] + p[..., 5:] @ v[:, :, 5:]

@@ -128,6 +128,14 @@ def bias_before_the_scale(q, k, v, bias4):
 
 
 @spelling()
+def bias_masked_in_place_as_parakeet(q, k, v, bias4, mask4):
+    """What the score reads is a bias that is overwritten before: it is computed again, and the original not at all."""
+    bias = bias4 * SCALE
+    bias = bias.masked_fill_(~mask4, float("-inf"))
+    return attend(q @ k.mT * SCALE + bias, v)
+
+
+@spelling()
 def bias_from_a_table_as_swin(q, k, v, table, relative):
     s, t = q.shape[2], k.shape[2]
     bias = table[relative.view(-1)].view(s, t, -1).permute(2, 0, 1).contiguous()
