@@ -7,7 +7,7 @@ reader can hold each line against the formula in `attncc.spec`. Memory is O(B·H
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,20 +56,26 @@ def outputs(
     extras: Sequence[Tensor] = (),
     scalars: Sequence[float] = (),
     integers: Sequence[int] = (),
+    *,
+    only: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """All that `spec` can give, wanted or not, in float64, for the arguments of `attention`.
 
     "out" [B, H, Sq, value_dim] and "weights" [B, H, Sq, Skv]; for a softmax also "max" and "sum" [B, H, Sq].
+    `only` has the numbers of the batches "b", heads "h" and rows "i" (1-D int64) that are wanted, where not all.
     """
-    q, k, v = (t.double() for t in (q, k, v))
-    k, v = (t.repeat_interleave(spec.group, dim=1) for t in (k, v))
+    sizes = {"B": q.shape[0], "H": q.shape[1], "Sq": q.shape[2], "Skv": k.shape[2]}
+    b, h, i = ((only or {}).get(axis, torch.arange(sizes[size])) for axis, size in zip("bhi", sizes, strict=False))
+    places = grid(sizes) | {axis: t.view(-1, *[1] * n) for axis, t, n in (("b", b, 3), ("h", h, 2), ("i", i, 1))}
+    q = q[b][:, h][:, :, i].double()
+    k, v = (t[b][:, h // spec.group].double() for t in (k, v))
     named = dict(zip((e.name for e in spec.extras), extras, strict=True))
     if spec.bilinear is not None:
         weight = named[spec.bilinear].double()
+        weight = weight[h] if weight.ndim == 3 else weight
         q = torch.einsum("bhid,hde->bhie" if weight.ndim == 3 else "bhid,de->bhie", q, weight)
     numbers = dict(zip((*spec.scalars, *spec.integers), (*scalars, *integers), strict=True))
-    sizes = {"B": q.shape[0], "H": q.shape[1], "Sq": q.shape[2], "Skv": k.shape[2]}
-    where: dict[str, Any] = {**named, **numbers, **sizes, **grid(sizes)}
+    where: dict[str, Any] = {**named, **numbers, **sizes, **places}
     where["score"] = score(spec, q, k, where)
 
     x = evaluate(spec.score_mod, where)
@@ -90,8 +96,11 @@ def outputs(
 
 
 def score(spec: AttentionSpec, q: Tensor, k: Tensor, where: dict[str, Any]) -> Tensor:
-    """[B, H, Sq, Skv]: the sum over d of the spec's element, for q [B, H, Sq, D] and k [B, H, Skv, D]."""
-    places = {"b": torch.arange(q.shape[0]).view(-1, 1, 1, 1, 1), "h": torch.arange(q.shape[1]).view(-1, 1, 1, 1)}
+    """[B, H, Sq, Skv]: the sum over d of the spec's element, for q [B, H, Sq, D] and k [B, H, Skv, D].
+
+    `where` has the numbers of the batches and heads that these are, as `grid` gives them.
+    """
+    places = {axis: where[axis].unsqueeze(-1) for axis in "bh"}
     places |= {"d": torch.arange(q.shape[3]), "q": q[:, :, :, None, :], "k": k[:, :, None, :, :]}
     terms = evaluate(spec.element, {**where, **places})
     return terms.expand(*q.shape[:3], *k.shape[2:]).sum(-1)

@@ -32,7 +32,20 @@ def interleaved(
     patience: float = math.inf,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Timing]:
-    """Time every call of `calls` in `turns` rounds of about `seconds` each.
+    """Medians and ranges of `turns_of`."""
+    found = turns_of(calls, turns=turns, seconds=seconds, patience=patience, progress=progress)
+    return {name: Timing(statistics.median(times), min(times), max(times), len(times)) for name, times in found.items()}
+
+
+def turns_of(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    turns: int,
+    seconds: float,
+    patience: float = math.inf,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, list[float]]:
+    """Seconds a call of every one of `calls`, in `turns` rounds of about `seconds` each.
 
     Each is called twice before the clock starts, to decide how often it is called in a turn; a turn of several calls
     starts with one that is not counted, which refills the caches that the contender before emptied. A call that would
@@ -52,7 +65,7 @@ def interleaved(
             if counts[name] > 1:
                 call()
             found[name].append(_clock(call, counts[name]))
-    return {name: Timing(statistics.median(times), min(times), max(times), len(times)) for name, times in found.items()}
+    return found
 
 
 def _clock(call: Callable[[], object], count: int) -> float:

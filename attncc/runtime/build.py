@@ -147,10 +147,10 @@ def _load_or_compile(spec: AttentionSpec, target: Target, family: Family, decisi
                 module, call = native.load_llvm(text, ENTRY)
                 counters.compiles.add()
                 disk.store(key, text)
-                return Kernel(spec, target, family, decisions, call, _header(text), counters, module)
+                return Kernel(spec, target, family, decisions, call, header(text), counters, module)
     text, module, call = found
     counters.disk_hits.add()
-    return Kernel(spec, target, family, decisions, call, _header(text), counters, module)
+    return Kernel(spec, target, family, decisions, call, header(text), counters, module)
 
 
 def _loaded(key: Mapping[str, Any]) -> tuple[bytes, Any, Callable[..., Any]] | None:
@@ -165,7 +165,8 @@ def _loaded(key: Mapping[str, Any]) -> tuple[bytes, Any, Callable[..., Any]] | N
         return None
 
 
-def _header(text: bytes) -> str:
+def header(text: bytes) -> str:
+    """Data layout and triple of a module's text."""
     return b"\n".join(line for line in text.splitlines() if line.startswith(b"target ")).decode()
 
 

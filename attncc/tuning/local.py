@@ -1,0 +1,99 @@
+"""Measuring on this machine: kernels are built by one process a core, and run by another, alone, in between.
+
+Phases alternate, so that nothing is compiled while something is timed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from attncc.target import detect
+from attncc.tuning import worker
+from attncc.tuning.measure import Candidate, Comparison, Outcome
+from attncc.tuning.processes import Builders, Failure, Runner
+from attncc.tuning.task import Task
+
+PATIENCE = 60.0
+"""Seconds after which a candidate that is being built or run counts as hanging."""
+COMPARED = 4.0
+"""Times that, for a comparison, which takes many turns."""
+
+
+class LocalMeasurer:
+    """A `Measurer` on this machine's CPU. Raises ImportError, naming the extra, where workers cannot be started."""
+
+    def __init__(self, patience: float = PATIENCE) -> None:
+        self._patience = patience
+        self._runner = Runner()
+        self._builders = Builders(min(detect().cores, 16), patience)
+        self._folder = tempfile.TemporaryDirectory(prefix="attncc-tune-")
+        self._jobs: dict[tuple[object, ...], worker.Job] = {}
+        self._built: dict[Candidate, bytes | Failure] = {}
+        self._current: worker.Job | None = None
+
+    def measure(self, task: Task, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Outcome]]:
+        """Build all, then check and time one after another."""
+        job = self._job(task)
+        self._build(job, [task.default, *candidates])
+        for candidate in candidates:
+            yield candidate, self._measured(job, task.default, candidate)
+
+    def compare(self, task: Task, candidates: Sequence[Candidate], *, turns: int = 15) -> Comparison:
+        """Interleaved turns of candidates that have passed before, and of SDPA."""
+        job = self._job(task)
+        self._build(job, [task.default, *candidates])
+        built = [(dict(candidate.decisions), self._built[candidate]) for candidate in candidates]
+        default = self._built[task.default]
+        failures = [text for _, text in built if isinstance(text, Failure)]
+        if isinstance(default, Failure) or failures:
+            return Comparison(tuple(Outcome.failed([*failures, str(default)][0]) for _ in candidates))
+        first = (dict(task.default.decisions), default)
+        found = self._runner.call(worker.compare, job, first, built, turns, patience=COMPARED * self._patience)
+        if isinstance(found, Failure):
+            return Comparison(tuple(Outcome.failed(found) for _ in candidates))
+        outcomes = tuple(Outcome.of(found[str(number)]) for number in range(len(candidates)))
+        return Comparison(outcomes, Outcome.of(found["sdpa"]) if "sdpa" in found else None)
+
+    def text(self, candidate: Candidate) -> bytes | None:
+        """The LLVM IR of a candidate of the task measured last, so that it need not be built again."""
+        found = self._built.get(candidate)
+        return None if isinstance(found, Failure) else found
+
+    def close(self) -> None:
+        """End all processes, and remove what was written for them."""
+        self._builders.close()
+        self._runner.close()
+        self._folder.cleanup()
+
+    def _job(self, task: Task) -> worker.Job:
+        """What workers are told of a task. Raises ValueError where its operands cannot be made up."""
+        found = self._jobs.get(task.key)
+        if found is None:
+            path = Path(self._folder.name) / f"{len(self._jobs)}.pt"
+            torch.save(task.operands, path)
+            default = dict(task.default.decisions)
+            found = worker.Job(
+                task.spec, task.schedules, task.problem, task.target, default, path, torch.get_num_threads()
+            )
+            self._jobs[task.key] = found
+        if found is not self._current:
+            self._current = found
+            self._built.clear()
+        return found
+
+    def _build(self, job: worker.Job, candidates: Sequence[Candidate]) -> None:
+        missing = [candidate for candidate in dict.fromkeys(candidates) if candidate not in self._built]
+        texts = self._builders.map(worker.compiled, [(job, dict(candidate.decisions)) for candidate in missing])
+        self._built.update(zip(missing, texts, strict=True))
+
+    def _measured(self, job: worker.Job, default: Candidate, candidate: Candidate) -> Outcome:
+        base, text = self._built[default], self._built[candidate]
+        if isinstance(base, Failure) or isinstance(text, Failure):
+            return Outcome.failed(f"could not be built: {base if isinstance(base, Failure) else text}")
+        first, built = (dict(default.decisions), base), (dict(candidate.decisions), text)
+        turns = self._runner.call(worker.measure, job, first, built, patience=self._patience)
+        return Outcome.failed(turns) if isinstance(turns, Failure) else Outcome.of(turns)

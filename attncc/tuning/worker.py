@@ -1,0 +1,148 @@
+"""What worker processes of `attncc.tuning.local` do: build kernels, and run them where they may crash or hang alone.
+
+Functions here are called by name in a worker; each stands alone, as a worker may have been started anew before it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from attncc.bench.timing import turns_of
+from attncc.runtime import build, native, stats
+from attncc.runtime.operands import Operands
+from attncc.runtime.plan import KernelPlan
+from attncc.schedules import Family, Problem
+from attncc.spec import AttentionSpec
+from attncc.target import Target
+from attncc.tuning.oracle import Oracle
+from attncc.tuning.sample import Sample, operands_of
+from attncc.tuning.sdpa import sdpa
+
+TURNS, SECONDS = 7, 0.025
+"""Of a trial: enough to rank candidates. Who wins is decided by `compare`."""
+HOPELESS = 2.5
+"""Times the default's, from which a candidate is not measured any longer: one turn says enough."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker must know of a task. What is measured is in a file, as it may be large."""
+
+    spec: AttentionSpec
+    family: Family
+    problem: Problem
+    target: Target
+    default: Mapping[str, int]
+    sample: Path
+    """A `Sample`, by `torch.save`."""
+    threads: int
+    """Those of PyTorch in the process that tunes."""
+
+
+Built = tuple[dict[str, int], bytes]
+"""Decisions, and the LLVM IR of their kernel."""
+
+
+def compiled(job: Job, decisions: dict[str, int]) -> bytes:
+    """The LLVM IR of a candidate."""
+    return build.compile_llvm(job.spec, job.target, job.family, decisions)
+
+
+def measure(job: Job, default: Built, candidate: Built) -> list[float]:
+    """Check a candidate, then time it: seconds a call of each turn. Raises ValueError for wrong results."""
+    bench = _bench(job, default)
+    plan = bench.plan(candidate)
+    oracle = bench.oracle
+    oracle.check(_poisoned(plan, bench.operands))
+    call = bench.call(plan)
+    once = min(_timed(call) for _ in range(2))
+    slow = bench.default_seconds > 0 and once > HOPELESS * bench.default_seconds
+    turns = turns_of({"": call}, turns=1 if slow else TURNS, seconds=SECONDS, patience=2.0)[""]
+    if candidate[0] == dict(job.default):
+        bench.default_seconds = min(turns)
+    return turns
+
+
+def compare(job: Job, default: Built, candidates: Sequence[Built], turns: int) -> dict[str, list[float]]:
+    """Times of candidates in interleaved turns, by their numbers; and of "sdpa", where there is one."""
+    bench = _bench(job, default)
+    calls: dict[str, Callable[[], object]] = {}
+    for number, candidate in enumerate(candidates):
+        plan = bench.plan(candidate)
+        bench.oracle.check(_poisoned(plan, bench.operands))
+        calls[str(number)] = bench.call(plan)
+    peer = sdpa(job.spec, bench.operands)
+    if peer is not None:
+        calls["sdpa"] = peer
+    return turns_of(calls, turns=turns, seconds=2 * SECONDS, patience=6.0)
+
+
+class _Bench:
+    """A job's operands and what its outputs should be, made once."""
+
+    def __init__(self, job: Job, default: Built) -> None:
+        torch.set_num_threads(job.threads)
+        sample: Sample = torch.load(job.sample, weights_only=False)  # written by the process that asks
+        self.job, self.layout = job, sample.layout
+        self.operands: Operands = operands_of(job.spec, job.problem, sample)
+        self.default_seconds = 0.0
+        self.oracle = Oracle(job.spec, self.operands)
+        trusted = _poisoned(self.plan(default), self.operands)
+        self.oracle.check(trusted)
+        self.oracle.trusted = trusted
+
+    def plan(self, built: Built) -> KernelPlan:
+        """A launch plan for a kernel that no cache knows, the very one that a call of a user would have."""
+        decisions, text = built
+        job = self.job
+        module, call = native.load_llvm(text, build.ENTRY)
+        counters = stats.kernel(build.kernel_name(job.spec, job.family))
+        kernel = build.Kernel(
+            job.spec, job.target, job.family, decisions, call, build.header(text), counters, module
+        )
+        return KernelPlan(kernel, job.problem, self.layout, self.operands[:3])
+
+    def call(self, plan: KernelPlan) -> Callable[[], Sequence[Tensor]]:
+        """The call that is timed."""
+        operands = self.operands
+        return lambda: plan.run(operands)
+
+
+def _bench(job: Job, default: Built) -> _Bench:
+    key = repr(job)
+    if key not in _held:
+        _held.clear()  # one task at a time: operands may be large
+        _held[key] = _Bench(job, default)
+    return _held[key]
+
+
+_held: dict[str, _Bench] = {}
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _poisoned(plan: KernelPlan, operands: Operands) -> Sequence[Tensor]:
+    """The outputs of a call whose output and workspaces held NaN before."""
+    with _nan_filled():
+        return plan.run(operands)
+
+
+@contextmanager
+def _nan_filled() -> Iterator[None]:
+    """New tensors hold NaN until they are written, which torch does on its way to being deterministic."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -1,0 +1,147 @@
+"""Where tasks come from: a model's own calls, shapes in a file, or the shapes that people run.
+
+In every case attention is called and the calls are recorded, so that what is tuned is what will run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attncc import schedules
+from attncc.bench.cases import Case
+from attncc.runtime import dispatch
+from attncc.runtime.operands import Operands
+from attncc.runtime.plan import EmptyPlan, Plan
+from attncc.spec import AttentionSpec
+from attncc.target import Target
+from attncc.tuning.sample import Sample, sample_of
+from attncc.tuning.task import Task, distinct
+
+COMMON = (
+    Case(),
+    Case(dtype="bfloat16"),
+    Case(q_len=1024, kv_len=1024, causal=True),
+    Case(1, 32, 8, 1024, 1024, 128, "bfloat16", causal=True),
+    Case(1, 12, 12, 4096, 4096, 64, "bfloat16", causal=True, window=256),
+    Case(4, 12, 12, 512, 512, 64, padded=0.5),
+    Case(1, 32, 32, 1, 4096, 128),
+    Case(1, 32, 32, 1, 4096, 128, "bfloat16"),
+    Case(1, 32, 8, 1, 8192, 128, "bfloat16"),
+    Case(8, 12, 12, 64, 64, 64),
+    Case(8, 12, 12, 128, 128, 64, "bfloat16"),
+    Case(1, 12, 12, 16, 2048, 64),
+)
+"""`--suite common`: prompts, masked or not, of encoders and of decoders with grouped heads; single tokens against a
+cache; short sentences; a few rows against many keys. In float32 and bfloat16."""
+SUITES = {"common": COMMON}
+
+
+@dataclass
+class Call:
+    """Calls of one attention at the same sizes, strides and threads."""
+
+    spec: AttentionSpec
+    sizes: tuple[int, int, int, int]
+    """Batch, query heads, query rows, keys."""
+    sample: Sample
+    count: int = 0
+
+
+@contextmanager
+def recorded() -> Iterator[list[Call]]:
+    """The list that every attention which kernels compute is put into while the context lasts."""
+    calls: list[Call] = []
+
+    def note(plan: Plan, spec: AttentionSpec, operands: Operands, layout: str) -> Plan:
+        if isinstance(plan, EmptyPlan):
+            return plan
+        q, k = operands[:2]
+        calls.append(Call(spec, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]), sample_of(operands, layout)))
+        return _Counted(plan, calls[-1])
+
+    with dispatch.observed(note):
+        yield calls
+
+
+def of_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], target: Target) -> list[Task]:
+    """The tasks of one call of a model, compiled as `attncc.compile` does. Raises whatever the model raises."""
+    import attncc
+
+    compiled = attncc.compile(model)
+    with recorded() as calls, torch.no_grad():
+        compiled(*args, **kwargs)
+    return tasks_of(calls, target)
+
+
+def of_cases(cases: Sequence[Case], target: Target) -> list[Task]:
+    """A task for each case, under its label; one for those that share a bucket."""
+    from attncc.bench.contenders import fused
+
+    found = []
+    for case in cases:
+        with recorded() as calls, torch.inference_mode():
+            fused(case)(*case.inputs())
+        found += tasks_of(calls, target, case.label)
+    return distinct(found)
+
+
+def read_cases(path: Path) -> tuple[Case, ...]:
+    """The cases of a workload file: a JSON list of objects whose fields are those of `attncc.bench.cases.Case`.
+
+    Raises ValueError, naming the entry, for what is no such file.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, list) or not data:
+        raise ValueError(f"{path} is not a list of cases, such as {EXAMPLE}")
+    return tuple(_case(entry, f"{path}, case {number}") for number, entry in enumerate(data, 1))
+
+
+EXAMPLE = '[{"heads": 32, "kv_heads": 8, "q_len": 1, "kv_len": 4096, "head_dim": 128, "dtype": "bfloat16"}]'
+
+
+def _case(entry: Any, where: str) -> Case:
+    names = [field.name for field in fields(Case)]
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: {entry!r} is not an object with fields {', '.join(names)}")
+    unknown = sorted(entry.keys() - set(names))
+    if unknown:
+        raise ValueError(f"{where}: there is no {', '.join(unknown)}; fields are {', '.join(names)}")
+    try:
+        return Case(**entry)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def tasks_of(calls: Sequence[Call], target: Target, label: str = "") -> list[Task]:
+    """The tasks of recorded calls: those that a kernel family with something to decide runs."""
+    found = []
+    for call in calls:
+        problem = dispatch.problem_of(call.spec, *call.sizes)
+        try:
+            family = schedules.select(call.spec, problem, target)
+        except LookupError:
+            continue
+        found.append(Task(call.spec, family.name, problem, target, max(call.count, 1), label, call.sample))
+    return distinct(task for task in found if task.points > 1)
+
+
+class _Counted(Plan):
+    """A plan that counts its calls."""
+
+    def __init__(self, plan: Plan, call: Call) -> None:
+        self.plan, self.call, self.bytes = plan, call, plan.bytes
+
+    def run(self, operands: Operands) -> Sequence[Tensor]:
+        self.call.count += 1
+        return self.plan.run(operands)
