@@ -4,6 +4,7 @@ compiled = attncc.compile(model)                    # a module or function with 
 compiled = torch.compile(model, backend="attncc")   # the same through torch.compile
 out = attncc.attention(q, k, v, is_causal=True)     # one fused operator, called directly
 print(attncc.explain(model, *inputs))               # every attention of a model: fused, or why not
+print(attncc.tune(model, *inputs))                  # search faster kernels for them on this machine
 """
 
 from attncc.attention import attention
@@ -13,6 +14,7 @@ from attncc.info import info
 from attncc.report import Report, Site
 from attncc.runtime.stats import stats
 from attncc.spec import AttentionSpec
+from attncc.tune import tune
 
 __version__ = "0.1.0"
-__all__ = ["AttentionSpec", "Report", "Site", "attention", "compile", "explain", "info", "stats", "warmup"]
+__all__ = ["AttentionSpec", "Report", "Site", "attention", "compile", "explain", "info", "stats", "tune", "warmup"]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from attncc.target import Target, detect
 if TYPE_CHECKING:
     from attncc.schedules.family import Problem
 
+Observer = Callable[[Plan, AttentionSpec, Operands, str], Plan]
 _PLANS = 512
 _PLAN_BYTES = 16 << 20
 """Bounds on the launch plans that are kept, in number and in bytes of work tables."""
@@ -103,6 +105,20 @@ def forget_plans() -> None:
     _failed.clear()
 
 
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Have `observer` called with every plan that is made inside, and the call it is made for; what it returns is used
+    instead. Plans that were made before are made again."""
+    global _observer
+    forget_plans()
+    _observer = observer
+    try:
+        yield
+    finally:
+        _observer = None
+        forget_plans()
+
+
 @lru_cache(maxsize=512)
 def parse_spec(text: str) -> AttentionSpec:
     """The spec of a JSON text, remembered. Raises ValueError for text that is no spec."""
@@ -118,6 +134,8 @@ def _new_plan(key: tuple[Any, ...], operands: Operands, text: str, layout: str) 
         plan: Plan = EmptyPlan(spec, size, layout)
     else:
         plan = _kernel_plan(spec, operands[:3], layout)
+    if _observer is not None:
+        plan = _observer(plan, spec, operands, layout)
     _plans.put(key, plan)
     return plan
 
@@ -179,6 +197,7 @@ build.on_eviction.append(_drop_plans)
 _failed: set[tuple[str, str, str]] = set()
 """(family, spec, target) of what could not be built, and is not tried again; "" stands for all families."""
 _target: Target | None = None
+_observer: Observer | None = None
 
 if hasattr(os, "register_at_fork"):
     # The child runs loops serially: other launchers, other work tables.

@@ -38,6 +38,7 @@ class KernelPlan(Plan):
         spec, q = kernel.spec, tensors[0]
         launch = kernel.family.launch(spec, kernel.decisions, problem)
         self.kernel = kernel
+        self.problem = problem
         self.layout = layout
         self.call = kernel.call
         self.tick = kernel.counters.calls.tick

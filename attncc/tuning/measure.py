@@ -1,6 +1,6 @@
 """What a search asks of whoever measures: build candidates, check them, time them.
 
-`LocalMeasurer` (`attncc.tuning.local`) does so on this machine; a fleet does it elsewhere. A measurer never raises for a
+`LocalMeasurer` (`attncc.tuning.local`) does so on this machine, a fleet elsewhere. A measurer never raises for a
 candidate: one that does not build, crashes, hangs or computes wrongly has an `Outcome` that says so.
 """
 

@@ -49,7 +49,7 @@ def generated(spec: AttentionSpec, problem: Problem) -> Sample:
     Raises ValueError where its further tensors and numbers decide too much: what is hidden, or what is read.
     """
     if spec.integers:
-        raise ValueError(f"{', '.join(spec.integers)} may be any sizes or positions; tune it from the model that has it")
+        raise ValueError(f"{', '.join(spec.integers)} may be any size or position; tune it from its model")
     whole = [extra.name for extra in spec.extras if extra.dtype in (*ex.INTEGERS, "bool")]
     if whole:
         raise ValueError(f"{', '.join(whole)} may hide or choose any keys; tune it from the model that has it")

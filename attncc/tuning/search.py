@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from attncc.tuning.database import Database
-from attncc.tuning.measure import Candidate, Comparison, Measurer, Outcome, quantile
+from attncc.tuning.measure import Candidate, Measurer, Outcome, quantile
 from attncc.tuning.record import Record, machine, outside
-from attncc.tuning.searcher import Searcher, searcher_for
+from attncc.tuning.searcher import searcher_for
 from attncc.tuning.task import Task
 from attncc.tuning.versions import Versions
 

@@ -45,6 +45,8 @@ class Session:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """Tasks that could not be measured at all, and why."""
     seconds: float = 0.0
+    peak: Peak | None = None
+    """What the machine can do, where it was measured."""
 
     @property
     def measured(self) -> int:
@@ -61,24 +63,27 @@ def run(
     measurer: Measurer,
     database: Database,
     *,
-    peak: Peak | None = None,
+    peak: Callable[[], Peak] | None = None,
     say: Say = lambda progress: None,
     seed: int = 0,
 ) -> Session:
-    """Search all tasks, those first where most time may be won; `peak` tells how much that is at most."""
+    """Search all tasks, those first where most time may be won. `peak` measures how much that is at most."""
     began = time.monotonic()
     end = began + budget.seconds if budget.seconds is not None else float("inf")
     session = Session()
     try:
-        for state in _by_gain(_started(tasks, measurer, end, peak, session, say)):
-            session.searches.append(state)
+        session.searches += _started(tasks, measurer, end, session, say)
+        if peak is not None and session.searches:
+            say(Progress(len(tasks), 0, None, 0, None, "measuring what the machine can do"))
+            session.peak = peak()
+            for state in session.searches:
+                state.floor = _floor(state.task, session.peak)
+        session.searches.sort(key=lambda state: -potential(state))
         for number, state in enumerate(session.searches, 1):
             left = len(session.searches) - number + 1
             now = time.monotonic()
             deadline = now + (end - now) / left
-            search(
-                state, budget.trials, deadline, measurer, database, _teller(session, number, budget, end, say), seed
-            )
+            search(state, budget.trials, deadline, measurer, database, _teller(session, number, budget, end, say), seed)
     finally:  # what was found until Ctrl-C is worth showing, too
         session.seconds = time.monotonic() - began
     return session
@@ -91,9 +96,7 @@ def potential(state: Search) -> float:
     return state.task.calls * max(took - least, 0.0)
 
 
-def _started(
-    tasks: Sequence[Task], measurer: Measurer, end: float, peak: Peak | None, session: Session, say: Say
-) -> list[Search]:
+def _started(tasks: Sequence[Task], measurer: Measurer, end: float, session: Session, say: Say) -> list[Search]:
     """The default of each task, measured beside SDPA."""
     found = []
     for task in tasks:
@@ -107,21 +110,18 @@ def _started(
         except (ValueError, RuntimeError) as error:
             session.skipped.append((str(task), str(error)))
             continue
-        if peak is not None:
-            with suppress(ValueError):
-                state.floor = roofline.floor(task, peak)
         state.seconds = time.monotonic() - began
         found.append(state)
     return found
 
 
-def _by_gain(states: list[Search]) -> list[Search]:
-    return sorted(states, key=lambda state: -potential(state))
+def _floor(task: Task, peak: Peak) -> tuple[float, str] | None:
+    with suppress(ValueError):  # of a mask that only its model's tensors could tell
+        return roofline.floor(task, peak)
+    return None
 
 
-def _teller(
-    session: Session, number: int, budget: Budget, end: float, say: Say
-) -> Callable[[Search], None]:
+def _teller(session: Session, number: int, budget: Budget, end: float, say: Say) -> Callable[[Search], None]:
     began = time.monotonic()
 
     def tell(state: Search) -> None:

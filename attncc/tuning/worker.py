@@ -104,9 +104,7 @@ class _Bench:
         job = self.job
         module, call = native.load_llvm(text, build.ENTRY)
         counters = stats.kernel(build.kernel_name(job.spec, job.family))
-        kernel = build.Kernel(
-            job.spec, job.target, job.family, decisions, call, build.header(text), counters, module
-        )
+        kernel = build.Kernel(job.spec, job.target, job.family, decisions, call, build.header(text), counters, module)
         return KernelPlan(kernel, job.problem, self.layout, self.operands[:3])
 
     def call(self, plan: KernelPlan) -> Callable[[], Sequence[Tensor]]:

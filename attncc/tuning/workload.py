@@ -6,7 +6,7 @@ In every case attention is called and the calls are recorded, so that what is tu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,7 +19,8 @@ from attncc import schedules
 from attncc.bench.cases import Case
 from attncc.runtime import dispatch
 from attncc.runtime.operands import Operands
-from attncc.runtime.plan import EmptyPlan, Plan
+from attncc.runtime.plan import KernelPlan, Plan
+from attncc.schedules import Problem
 from attncc.spec import AttentionSpec
 from attncc.target import Target
 from attncc.tuning.sample import Sample, sample_of
@@ -49,8 +50,7 @@ class Call:
     """Calls of one attention at the same sizes, strides and threads."""
 
     spec: AttentionSpec
-    sizes: tuple[int, int, int, int]
-    """Batch, query heads, query rows, keys."""
+    problem: Problem
     sample: Sample
     count: int = 0
 
@@ -61,10 +61,9 @@ def recorded() -> Iterator[list[Call]]:
     calls: list[Call] = []
 
     def note(plan: Plan, spec: AttentionSpec, operands: Operands, layout: str) -> Plan:
-        if isinstance(plan, EmptyPlan):
+        if not isinstance(plan, KernelPlan):
             return plan
-        q, k = operands[:2]
-        calls.append(Call(spec, (q.shape[0], q.shape[1], q.shape[2], k.shape[2]), sample_of(operands, layout)))
+        calls.append(Call(spec, plan.problem, sample_of(operands, layout)))
         return _Counted(plan, calls[-1])
 
     with dispatch.observed(note):
@@ -127,12 +126,8 @@ def tasks_of(calls: Sequence[Call], target: Target, label: str = "") -> list[Tas
     """The tasks of recorded calls: those that a kernel family with something to decide runs."""
     found = []
     for call in calls:
-        problem = dispatch.problem_of(call.spec, *call.sizes)
-        try:
-            family = schedules.select(call.spec, problem, target)
-        except LookupError:
-            continue
-        found.append(Task(call.spec, family.name, problem, target, max(call.count, 1), label, call.sample))
+        family = schedules.select(call.spec, call.problem, target)
+        found.append(Task(call.spec, family.name, call.problem, target, max(call.count, 1), label, call.sample))
     return distinct(task for task in found if task.points > 1)
 
 

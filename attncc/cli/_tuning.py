@@ -1,0 +1,75 @@
+"""How `attncc tune` shows where it stands: one live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from attncc.tuning import session
+
+EVERY = 10.0
+"""Seconds between plain lines about the same task."""
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[session.Progress], None]]:
+    """What is told of each trial."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines()
+        return
+    columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        shown = bar.add_task("finding the attention", total=None)
+
+        def tell(progress: session.Progress) -> None:
+            done = len(progress.state.trials) if progress.state is not None else None
+            bar.update(shown, total=progress.trials or None, completed=done, description=line(progress))
+
+        yield tell
+
+
+def line(progress: session.Progress) -> str:
+    """Where a run stands, in one line."""
+    state = progress.state
+    if state is None:
+        return progress.text
+    from attncc.tuning.result import duration
+
+    best, default, sdpa = state.best, state.default.seconds, state.sdpa
+    words = [f"{progress.number}/{progress.tasks} {state.task}", f"trial {len(state.trials)}/{progress.trials}"]
+    if best is not None and best.outcome.seconds and default:
+        words.append(f"best {duration(best.outcome.seconds)}, {default / best.outcome.seconds - 1:+.0%} of the default")
+        if sdpa is not None and sdpa.seconds:
+            words.append(f"{sdpa.seconds / best.outcome.seconds:.2f}x SDPA")
+    if state.failures:
+        words.append(f"{len(state.failures)} failed")
+    if progress.left is not None:
+        words.append(f"{_clock(progress.left)} left")
+    return ", ".join(words)
+
+
+def _lines() -> Callable[[session.Progress], None]:
+    last: tuple[int, float] = (-1, 0.0)
+
+    def say(progress: session.Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        done = progress.state is not None and len(progress.state.trials) == progress.trials
+        if progress.state is None or done or progress.number != last[0] or now - last[1] > EVERY:
+            last = progress.number, now
+            print(f"attncc: {line(progress)}", file=sys.stderr, flush=True)
+
+    return say
+
+
+def _clock(seconds: float) -> str:
+    whole = max(0, round(seconds))
+    return f"{whole // 60}:{whole % 60:02d}"
