@@ -58,8 +58,13 @@ def test_cases_of_a_file_are_tasks_and_buckets_are_not_repeated(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not JSON"), ("[]", "not a list of cases"), ('[{"haeds": 2}]', "there is no haeds"), ('[{"heads": 0}]', "heads=0")],
-)  # fmt: skip
+    [
+        ("{", "not JSON"),
+        ("[]", "not a list of cases"),
+        ('[{"haeds": 2}]', "there is no haeds"),
+        ('[{"heads": 0}]', "heads=0"),
+    ],
+)
 def test_a_file_that_is_no_workload_is_refused_in_words(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "shapes.json"
     file.write_text(text)

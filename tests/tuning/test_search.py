@@ -1,0 +1,103 @@
+"""The search of a task: what is recorded when, what is not measured twice, who wins. No kernel is built here."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from attncc.schedules import Problem
+from attncc.spec import AttentionSpec
+from attncc.target import detect
+from attncc.tuning import session
+from attncc.tuning.database import Database
+from attncc.tuning.measure import Candidate, Comparison, Outcome
+from attncc.tuning.search import Budget, search, start
+from attncc.tuning.task import Task
+
+SPEC = AttentionSpec("float32", 16, 16)
+FOREVER = float("inf")
+
+
+def task(q_len: int = 100) -> Task:
+    return Task(SPEC, "cpu.fallback", Problem(1, 2, q_len, 100, 2), detect())
+
+
+@dataclass
+class Pretended:
+    """A measurer without kernels: time falls with the query block; a key block of 64 fails."""
+
+    asked: list[Candidate] = field(default_factory=list)
+    stop_after: int = 1 << 30
+    gain: float = 0.2
+
+    def seconds(self, candidate: Candidate) -> float:
+        return 1.0 - self.gain * (candidate.decisions["query_block"] == 16)
+
+    def measure(self, task: Task, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Outcome]]:
+        for candidate in candidates:
+            if len(self.asked) >= self.stop_after:
+                raise KeyboardInterrupt
+            self.asked.append(candidate)
+            broken = candidate.decisions["key_block"] == 64
+            yield candidate, Outcome.failed("crashed") if broken else Outcome.of([self.seconds(candidate)] * 3)
+
+    def compare(self, task: Task, candidates: Sequence[Candidate], *, turns: int = 15) -> Comparison:
+        noise = [1.0 + 0.05 * (turn % 3) for turn in range(turns)]
+        outcomes = [Outcome.of([self.seconds(c) * one for one in noise]) for c in candidates]
+        return Comparison(tuple(outcomes), Outcome.of([2.0]))
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_search_records_every_trial_and_the_winner(tmp_path: Path) -> None:
+    database, measurer = Database(tmp_path / "db"), Pretended()
+    state = search(start(task(), measurer), 64, FOREVER, measurer, database)
+    assert len(state.trials) == 9 == len(measurer.asked) and measurer.asked[0] == task().default
+    assert len(state.failures) == 3 and state.winner is not None and state.winner.decisions["query_block"] == 16
+    assert state.winner.gain == pytest.approx(0.25) and state.winner.sdpa_seconds == 2.0
+    records = database.records()
+    assert [r.status for r in records].count("failed") == 3
+    assert len([r for r in records if r.default_seconds is None]) == 9
+    best = database.best(SPEC.json, detect(), task().bucket)
+    assert best is not None and best.decisions == state.winner.decisions
+
+
+def test_what_is_on_record_is_not_measured_again(tmp_path: Path) -> None:
+    """Stopped in the middle of its fifth candidate, a run has lost that one and goes on with it."""
+    database, stopped = Database(tmp_path / "db"), Pretended(stop_after=4)
+    with pytest.raises(KeyboardInterrupt):
+        search(start(task(), stopped), 64, FOREVER, stopped, database)
+    measurer = Pretended()
+    state = search(start(task(), measurer), 64, FOREVER, measurer, database)
+    assert len(measurer.asked) == 5 == state.measured and not set(measurer.asked) & set(stopped.asked)
+    assert state.winner is not None and len(state.trials) == 9
+    again = search(start(task(), measurer), 64, FOREVER, measurer, database)
+    assert again.measured == 0 and again.winner == state.winner
+
+
+def test_a_gain_within_the_noise_is_no_win_and_on_record_as_such(tmp_path: Path) -> None:
+    database, measurer = Database(tmp_path / "db"), Pretended(gain=0.01)
+    state = search(start(task(), measurer), 64, FOREVER, measurer, database)
+    assert state.winner is None and any(r.default_seconds is not None for r in database.records())
+    assert database.best(SPEC.json, detect(), task().bucket) is None
+
+
+def test_winners_of_other_buckets_are_tried_first(tmp_path: Path) -> None:
+    database, measurer = Database(tmp_path / "db"), Pretended()
+    found = search(start(task(), measurer), 64, FOREVER, measurer, database).winner
+    assert found is not None
+    measurer.asked.clear()
+    search(start(task(300), measurer), 9, FOREVER, measurer, database)
+    assert measurer.asked[0] == task().default and Candidate(found.decisions) in measurer.asked[1:4]
+
+
+def test_a_session_orders_tasks_by_what_they_can_win_and_shares_time(tmp_path: Path) -> None:
+    rare, often = task(100), Task(SPEC, "cpu.fallback", Problem(1, 2, 300, 100, 2), detect(), calls=10)
+    heard: list[session.Progress] = []
+    found = session.run([rare, often], Budget(trials=3), Pretended(), Database(tmp_path / "db"), say=heard.append)
+    assert [state.task for state in found.searches] == [often, rare] and found.measured == 6
+    assert {p.number for p in heard} == {0, 1, 2} and all(p.left is not None for p in heard if p.state is not None)
+    late = session.run([rare], Budget(seconds=-1.0), Pretended(), Database(tmp_path / "other"))
+    assert late.measured == 0 and "no time left" in late.skipped[0][1]
