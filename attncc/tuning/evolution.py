@@ -172,7 +172,7 @@ def _mutator(ms: Any, rng: random.Random) -> Any:
     from tvm.ir.utils import derived_object
 
     @derived_object
-    class _Mutator(ms.mutator.PyMutator):  # type: ignore[misc]
+    class _Mutator(ms.mutator.PyMutator):
         def _initialize_with_tune_context(self, context: Any) -> None:
             pass
 
@@ -194,7 +194,7 @@ def _features(ms: Any, names: tuple[str, ...]) -> Any:
     from tvm.runtime import tensor
 
     @derived_object
-    class _Features(ms.feature_extractor.PyFeatureExtractor):  # type: ignore[misc]
+    class _Features(ms.feature_extractor.PyFeatureExtractor):
         def extract_from(self, context: Any, candidates: Iterable[Any]) -> list[Any]:
             found = []
             for candidate in candidates:

@@ -92,8 +92,10 @@ class LocalMeasurer:
 
     def _measured(self, job: worker.Job, default: Candidate, candidate: Candidate) -> Outcome:
         base, text = self._built[default], self._built[candidate]
-        if isinstance(base, Failure) or isinstance(text, Failure):
-            return Outcome.failed(f"could not be built: {base if isinstance(base, Failure) else text}")
+        if isinstance(text, Failure):
+            return Outcome.failed(f"could not be built: {text}")
+        if isinstance(base, Failure):
+            return Outcome.failed(f"the default could not be built: {base}")
         first, built = (dict(default.decisions), base), (dict(candidate.decisions), text)
         turns = self._runner.call(worker.measure, job, first, built, patience=self._patience)
         return Outcome.failed(turns) if isinstance(turns, Failure) else Outcome.of(turns)

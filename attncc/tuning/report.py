@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attncc.tuning import roofline
 from attncc.tuning.result import Tuned, changed, duration, seconds_of
 from attncc.tuning.search import Search
+
+if TYPE_CHECKING:
+    from attncc.bench.peak import Peak
 
 DEFAULT, BEST, SDPA, FAILED = "#8a8a8a", "#1f5fa8", "#c8452d", "#d9a400"
 STYLE = """
@@ -42,7 +45,7 @@ def page(tuned: Tuned) -> str:
     ]
     if tuned.session.peak is not None and tuned.searches:
         parts.append("<h2>Roofline</h2><p>Each task's default (grey) and what it takes now (blue), SDPA in red.</p>")
-        parts.append(_roofline(tuned))
+        parts.append(_roofline(tuned.searches, tuned.session.peak))
     parts += [_section(state) for state in tuned.searches]
     head = f"<meta charset=utf-8><title>attncc tune</title><style>{STYLE}</style>"
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
@@ -116,24 +119,23 @@ def _curve(state: Search) -> str:
     return _svg(figure)
 
 
-def _roofline(tuned: Tuned) -> str:
+def _roofline(searches: Sequence[Search], peak: Peak) -> str:
     import numpy as np
 
-    peak = tuned.session.peak
     figure, axes = _figure(8.5, 4.2)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     found = []
-    for state in tuned.searches:
+    for state in searches:
         work, moved = roofline.flops(state.task), roofline.moved(state.task)
         found.append(work / moved)
-        levels = ((state.default.seconds, DEFAULT), (seconds_of(state), BEST))
-        levels += ((None if state.sdpa is None else state.sdpa.seconds, SDPA),)
+        sdpa = None if state.sdpa is None else state.sdpa.seconds
+        levels = ((state.default.seconds, DEFAULT), (seconds_of(state), BEST), (sdpa, SDPA))
         heights = [(work / seconds / 1e9, color) for seconds, color in levels if seconds]
         axes.plot([found[-1]] * len(heights), [y for y, _ in heights], color="#cccccc", linewidth=0.8, zorder=1)
         axes.scatter([found[-1]] * len(heights), [y for y, _ in heights], s=26, color=[c for _, c in heights], zorder=2)
     x = np.geomspace(min(found) / 2, max(found) * 2, 200)
-    for top, name in dict.fromkeys((peak.gflops(s.task.spec.dtype), s.task.spec.dtype) for s in tuned.searches):
+    for top, name in dict.fromkeys((peak.gflops(s.task.spec.dtype), s.task.spec.dtype) for s in searches):
         axes.plot(x, np.minimum(peak.read_gbs * x, top), color="#444444", linewidth=1)
         axes.annotate(
             f"{name} {top:.0f} GFLOP/s", (x[-1], top), (0, 3), textcoords="offset points", ha="right", fontsize=8

@@ -77,7 +77,7 @@ def _causal(keep: Tensor, counts: dict[str, int]) -> bool:
     if keep.numel() != counts["Sq"] * counts["Skv"]:
         return False
     lower = torch.ones(counts["Sq"], counts["Skv"], dtype=torch.bool).tril()
-    return torch.equal(keep.view(lower.shape), lower)
+    return bool(torch.equal(keep.view(lower.shape), lower))
 
 
 def _mask(spec: AttentionSpec, keep: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
