@@ -18,6 +18,7 @@ from torch._dynamo.utils import detect_fake_mode
 
 from attncc.expand import NotFlat
 from attncc.options import Options, disabled
+from attncc.report import Site
 from attncc.repro import keep
 from attncc.rewrite import Found, rewrite
 from attncc.runtime import op
@@ -61,12 +62,18 @@ def compile_graph(
     if disabled():
         return _forward(gm)
     fused, found = _fuse(gm, example_inputs, options, observe)
-    unfused = [f"{site.location}: {site.reason}" for site in found if not site.fused]
-    if options.strict and unfused:
-        raise UnfusedAttention("attention left unfused under strict=True:\n  " + "\n  ".join(unfused))
+    if options.strict:
+        check_fused(found)
     if options.inner == "inductor":
         return _inductor(fused, example_inputs)
     return _forward(_called_directly(fused))
+
+
+def check_fused(found: Sequence[Found | Site]) -> None:
+    """Raise UnfusedAttention, with every reason, where something was not fused."""
+    unfused = [f"{site.location}: {site.reason}" for site in found if not site.fused]
+    if unfused:
+        raise UnfusedAttention("attention left unfused under strict=True:\n  " + "\n  ".join(unfused))
 
 
 def _called_directly(gm: fx.GraphModule) -> fx.GraphModule:

@@ -79,16 +79,13 @@ class Target:
 @cache
 def detect() -> Target:
     """The host CPU. LLVM names it; without TVM's LLVM it is the x86-64 level (or "generic") that torch reports."""
-    found = _host_features()
-    mcpu, triple = _llvm_host() or _plain_host(found)
-    arch = _arch(triple)
-    if arch == "aarch64":
-        found |= {"neon"}  # part of the base architecture, and not reported by every operating system
-    features = found & frozenset(FEATURES.get(arch, ()))
-    if "amx-tile" in features and not _may_use_tiles():
-        features = frozenset(name for name in features if not name.startswith("amx-"))
-    l1, l2, l3 = _caches()
-    return Target("cpu", mcpu, triple, features, _cores(), l1, l2, l3)
+    return _host(_llvm_host())
+
+
+@cache
+def host_without_llvm() -> Target:
+    """The host as far as it is known without loading anything of TVM: its CPU by its x86-64 level."""
+    return _host(None)
 
 
 def parse(text: str) -> Target:
@@ -181,6 +178,24 @@ def _host_features() -> frozenset[str]:
     return frozenset(renamed.get(w, w.replace("amx_", "amx-").replace("_", "")) for w in words)
 
 
+def _host(named: tuple[str, str] | None) -> Target:
+    """The host, whose CPU and triple LLVM `named`."""
+    found = _host_features()
+    mcpu, triple = named or _plain_host(found)
+    l1, l2, l3 = _caches()
+    return Target("cpu", mcpu, triple, _usable(found, _arch(triple)), _cores(), l1, l2, l3)
+
+
+def _usable(found: frozenset[str], arch: str) -> frozenset[str]:
+    """Those of `FEATURES` that this process may use, of the features `found` on the host."""
+    if arch == "aarch64":
+        found |= {"neon"}  # part of the base architecture, and not reported by every operating system
+    features = found & frozenset(FEATURES.get(arch, ()))
+    if "amx-tile" in features and not _may_use_tiles():
+        features = frozenset(name for name in features if not name.startswith("amx-"))
+    return features
+
+
 def _may_use_tiles() -> bool:
     """Whether the system lets this process use AMX's registers: Linux wants to be asked, once for all threads."""
     import torch
@@ -215,6 +230,11 @@ def _cpu_names(triple: str) -> Iterable[str]:
     from tvm.target.codegen import llvm_get_cpu_archlist
 
     return [str(name) for name in llvm_get_cpu_archlist(TvmTarget({"kind": "llvm", "mtriple": triple}))]
+
+
+def implied_features(target: Target) -> frozenset[str]:
+    """All that LLVM may use on a CPU of the target's name, also what is not in `FEATURES`. Imports TVM."""
+    return _llvm_features(target.mcpu, target.triple, list(target.mattr))
 
 
 def _llvm_features(mcpu: str, triple: str, attributes: list[str]) -> frozenset[str]:

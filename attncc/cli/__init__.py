@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from attncc.cli import _cuda, bench, cache, demo, explain, info, tune
+from attncc.cli import _cuda, bench, cache, compile, demo, explain, info, tune
 
 
 def _show_version(wanted: bool) -> None:
@@ -38,6 +38,7 @@ def _options(
 
 app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
 app.command("explain", epilog=explain.EXAMPLES)(explain.explain)
+app.command("compile", epilog=compile.EXAMPLES)(compile.compile)
 app.command("info", epilog=info.EXAMPLES)(info.info)
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("tune", epilog=tune.EXAMPLES)(tune.tune)

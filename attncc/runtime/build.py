@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attncc.runtime import cache as disk
-from attncc.runtime import native, stats
+from attncc.runtime import launcher, native, stats
 from attncc.spec import AttentionSpec
 from attncc.target import Target
 
@@ -50,6 +50,10 @@ class Kernel:
     def name(self) -> str:
         """Family and the first characters of the spec's name, as statistics and reports show it."""
         return kernel_name(self.spec, self.family)
+
+    def launcher(self, threads: int) -> int:
+        """The address of what runs its parallel loops on so many threads."""
+        return launcher.address(threads, self.header)
 
 
 def kernel_name(spec: AttentionSpec, family: Family) -> str:
@@ -107,6 +111,17 @@ def compile_llvm(spec: AttentionSpec, target: Target, family: Family, decisions:
     text: str = built.mod.inspect_source("ll")
     stats.kernel(kernel_name(spec, family)).seconds += time.perf_counter() - start
     return text.encode()
+
+
+def llvm(spec: AttentionSpec, target: Target, family: Family, decisions: Mapping[str, int]) -> bytes:
+    """LLVM IR of the kernel for any target, from disk where it is kept there. Nothing is loaded."""
+    key = cache_key(spec, target, family, decisions)
+    with disk.building(key):
+        text = disk.load(key)
+        if text is None:
+            text = compile_llvm(spec, target, family, decisions)
+            disk.store(key, text)
+        return text
 
 
 def cache_key(spec: AttentionSpec, target: Target, family: Family, decisions: Mapping[str, int]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attncc.options import disabled
-from attncc.runtime import build, check, launcher
+from attncc.runtime import ahead, build, check, launcher
 from attncc.runtime.bounded import Bounded
 from attncc.runtime.operands import Call, Operands
 from attncc.runtime.plan import EagerPlan, EmptyPlan, KernelPlan, Plan
@@ -150,7 +150,7 @@ def _kernel_plan(spec: AttentionSpec, tensors: tuple[Tensor, Tensor, Tensor], la
     q, k, _ = tensors
     batch, heads, q_len, _ = q.shape
     problem = schedules.Problem(batch, heads, q_len, k.shape[2], _threads(spec, q, k))
-    kernel = None if disabled() else _kernel(spec, problem, host_target())
+    kernel = None if disabled() else ahead.find(spec, problem) or _kernel(spec, problem, host_target())
     return EagerPlan(spec, layout) if kernel is None else KernelPlan(kernel, problem, layout, tensors)
 
 

@@ -101,7 +101,7 @@ def describe() -> str:
     """Where parallel loops run, in words, for `attncc info`."""
     if _forked:
         return "serial (forked child)"
-    return "torch's OpenMP pool" if _openmp() is not None else "TVM's thread pool (torch's OpenMP was not found)"
+    return "torch's OpenMP pool" if openmp() is not None else "TVM's thread pool (torch's OpenMP was not found)"
 
 
 def _build(threads: int, llvm_ir: str) -> int:
@@ -117,7 +117,7 @@ def _build(threads: int, llvm_ir: str) -> int:
 def _compile(threads: int, header: str) -> int:
     from attncc.runtime import native
 
-    symbols = _openmp()
+    symbols = openmp()
     if threads == 1:
         text = header + _TYPES + _SERIAL + _ADDRESS
     elif symbols is None:
@@ -145,8 +145,11 @@ def _tvm_pool(threads: int) -> int:
 
 
 @cache
-def _openmp() -> dict[str, int] | None:
-    """Addresses of the OpenMP entry points, looked up through libtorch: the process may hold other runtimes too."""
+def openmp() -> dict[str, int] | None:
+    """Addresses of the OpenMP entry points, looked up through libtorch: the process may hold other runtimes too.
+
+    None where torch has another way to run in parallel.
+    """
     import torch
 
     for name in _LIBRARIES:

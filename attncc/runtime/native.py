@@ -6,12 +6,14 @@ hundredths of a second; `import tvm` takes seconds. Everything here goes through
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
+import itertools
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ def load_libraries() -> None:
 
 
 _handles: list[object] = []
+_serial = itertools.count()
 
 
 def runtime_library() -> ctypes.CDLL:
@@ -71,22 +74,57 @@ def function(name: str) -> Callable[..., Any]:
 def load_llvm(text: bytes, entry: str) -> tuple[Any, Callable[..., Any]]:
     """The module of LLVM IR `text`, compiled in this process, and its function `entry`, which needs the module alive.
 
-    Raises RuntimeError where LLVM refuses the text or there is no such function. TVM takes a path: an anonymous memory
-    file where the system has one, so that what is loaded is exactly `text`, whatever happens to files on disk.
+    Raises RuntimeError where LLVM refuses the text or there is no such function.
     """
     loader = function("ffi.Module.load_from_file.ll")
+    with _as_file(text, "attncc.ll") as path:
+        return _checked(loader, path, entry)
+
+
+@contextlib.contextmanager
+def _as_file(data: bytes, name: str) -> Iterator[str]:
+    """The path of a file that holds `data`: an anonymous memory file where the system has such, so that what is loaded
+    is exactly `data`, whatever happens to files on disk."""
     if hasattr(os, "memfd_create"):
-        handle = os.memfd_create("attncc.ll")
+        handle = os.memfd_create(name)
         try:
             with open(handle, "wb", closefd=False) as file:
-                file.write(text)
-            return _checked(loader, f"/proc/self/fd/{handle}", entry)
+                file.write(data)
+            # Never the same text twice: glibc takes a library for one that it has loaded already from such a path.
+            spelling = f"{next(_serial):b}".replace("0", "/").replace("1", "./")
+            yield f"/proc/self/fd/{spelling}{handle}"
         finally:
             os.close(handle)
-    with tempfile.TemporaryDirectory(prefix="attncc-") as folder:
-        path = Path(folder) / "kernel.ll"
-        path.write_bytes(text)
-        return _checked(loader, str(path), entry)
+    else:
+        with tempfile.TemporaryDirectory(prefix="attncc-") as folder:
+            path = Path(folder) / name
+            path.write_bytes(data)
+            yield str(path)
+
+
+def write_object(text: str, path: Path) -> None:
+    """Compile LLVM IR `text`, for the target that it names, to the object file `path`.
+
+    Raises RuntimeError where LLVM refuses the text.
+    """
+    source = path.with_suffix(".ll")
+    source.write_text(text)
+    try:
+        function("ffi.Module.load_from_file.ll")(str(source), "ll").write_to_file(str(path), "o")
+    except Exception as error:  # TVM raises whatever class its C++ side names
+        raise RuntimeError(f"LLVM does not compile this module: {error}") from error
+
+
+def load_library(library: bytes) -> Any:
+    """The module of a shared library that holds kernels; needs tvm_ffi alone.
+
+    Raises RuntimeError or OSError where the system does not load it.
+    """
+    import tvm_ffi
+
+    load = tvm_ffi.get_global_func("ffi.Module.load_from_file.so")
+    with _as_file(library, "attncc.so") as path:
+        return load(path, "so")
 
 
 def _checked(loader: Callable[..., Any], path: str, entry: str) -> tuple[Any, Callable[..., Any]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attncc.expr import FLOAT8
-from attncc.runtime import build, check, eager, launcher, stats
+from attncc.runtime import build, check, eager, stats
 from attncc.runtime.operands import Operands
 from attncc.runtime.scratch import Scratch
 from attncc.spec import AttentionSpec
@@ -44,7 +44,7 @@ class KernelPlan(Plan):
         self.tick = kernel.counters.calls.tick
         self.work = torch.from_numpy(launch.work.copy())
         self.bytes = launch.work.nbytes
-        self.launcher = launcher.address(min(problem.threads, len(launch.work)), kernel.header)
+        self.launcher = kernel.launcher(min(problem.threads, len(launch.work)))
         self.dtype = eager.torch_dtype(spec.dtype)
         self.scratch = Scratch(launch.workspaces, eager.compute_dtype(spec)) if launch.workspaces else None
         self.kept = tuple(eager.torch_dtype(d or spec.dtype) for d in (spec.key_dtype, spec.value_dtype))
