@@ -13,11 +13,11 @@ from attncc.advice import next_step
 from attncc.compiler import original
 from attncc.options import Options
 from attncc.report import Report, Site
-from attncc.repro import Program
 from attncc.schedules import Problem, select
 from attncc.target import Target, detect
 
 if TYPE_CHECKING:
+    from attncc.repro import Program
     from attncc.rewrite import Found
 
 
@@ -28,6 +28,7 @@ def explain(model: Any, *args: Any, **kwargs: Any) -> Report:
     does to the model's state what any call does. Raises whatever the model raises.
     """
     from attncc.backend import compile_graph
+    from attncc.repro import Program
 
     sites: list[Site] = []
     seconds: list[float] = []

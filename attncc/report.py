@@ -7,15 +7,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from attncc.repro import Program
 from attncc.spec import AttentionSpec
+
+if TYPE_CHECKING:
+    from attncc.repro import Program
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,6 @@ from attncc.spec import AttentionSpec
 if TYPE_CHECKING:
     from attncc.algorithm.decode_redo import Attempt
 
-FRACTION_BITS = 20
-"""Keys of a tile are given in units of 2^-FRACTION_BITS of all keys that the mask leaves."""
-
 
 @dataclass(frozen=True)
 class Tiling:

@@ -13,10 +13,11 @@ from typing import Any
 from attncc._tvm import Buffer, T, Var, tirx
 from attncc.algorithm.blocks import let, repeat, scope, stage, store, tile
 from attncc.algorithm.decode_block import emit_block
-from attncc.algorithm.decode_parts import FRACTION_BITS, Kernel, RowState, Tiling, exp, finite, weighs_values
+from attncc.algorithm.decode_parts import Kernel, RowState, Tiling, exp, finite, weighs_values
 from attncc.algorithm.decode_range import key_range
 from attncc.algorithm.decode_redo import note
 from attncc.algorithm.decode_weights import keep_statistics, keep_unseen
+from attncc.algorithm.decode_work import FRACTION_BITS
 from attncc.algorithm.lower_expr import lower
 from attncc.algorithm.numeric import cast, widened
 from attncc.algorithm.visibility import by_data

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from attncc.algorithm.decode_work import FRACTION_BITS
 from attncc.algorithm.visibility import by_data, safe_maximum
 from attncc.expr import FLOAT8
 from attncc.schedules.cpu import model
@@ -149,8 +150,6 @@ def work_table(batch: int, kv_heads: int, splits: int, spread: int = 1) -> npt.N
 
     `spread` deals the tiles out to so many threads in turn: each then has batches of all lengths, also of sorted ones.
     """
-    from attncc.algorithm.decode_parts import FRACTION_BITS
-
     work = np.empty((batch, kv_heads, splits, 4), np.int32)
     work[..., 0] = np.arange(batch)[:, None, None]
     work[..., 1] = np.arange(kv_heads)[:, None]
