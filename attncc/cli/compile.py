@@ -37,11 +37,11 @@ def compile(
     """
     import attncc
     from attncc.cli._console import progress, show, show_json
-    from attncc.cli.explain import _call
+    from attncc.cli._factory import call
 
     with progress(8) as say:
         say(f"loading {factory}")
-        model, args, kwargs = _call(factory)
+        model, args, kwargs = call(factory)
         shapes = "auto" if dynamic else None
         targets = target or "native"
         exported = attncc.export(
