@@ -21,7 +21,7 @@ from attncc.options import Options, disabled
 from attncc.report import Site
 from attncc.repro import keep
 from attncc.rewrite import Found, rewrite
-from attncc.runtime import op
+from attncc.runtime import dispatch, op
 from attncc.softmax_ops import has_softmax
 from attncc.trace_log import record
 from attncc.tracer import trace
@@ -61,6 +61,8 @@ def compile_graph(
     """Compile one graph of Dynamo; `observe` receives what was found in it, fused or not."""
     if disabled():
         return _forward(gm)
+    if options.database is not None:
+        dispatch.use_database(options.database)
     fused, found = _fuse(gm, example_inputs, options, observe)
     if options.strict:
         check_fused(found)

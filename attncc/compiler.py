@@ -19,7 +19,8 @@ def compile(model: Any, *, dynamic: bool | None = None, **options: Any) -> Any:
     subclass of its own class that shares parameters, buffers and attributes with the original (state_dict, `generate`,
     `.train()` and `.eval()` work on both); deep copies and pickles of it are compiled again where they are used.
     `dynamic` is `torch.compile`'s: None specialises on first sizes and generalises at the first change, True never
-    specialises. Further options are those of `attncc.options.Options`: `inner`, `strict`, `verify`.
+    specialises. Further options are those of `attncc.options.Options`: `inner`, `strict`, `verify`,
+    `database`.
 
     Raises ValueError for an unknown option and TypeError for a model that cannot be called.
     """

@@ -13,6 +13,8 @@ from attncc.advice import next_step
 from attncc.compiler import original
 from attncc.options import Options
 from attncc.report import Report, Site
+from attncc.runtime.dispatch import problem_of
+from attncc.runtime.stats import DEFAULT
 from attncc.schedules import Problem, select
 from attncc.target import Target, detect
 
@@ -56,26 +58,33 @@ def _site(found: Found, program: Program) -> Site:
         step = next_step(found.reason)
         return Site(False, found.location, found.source, found.reason, step, found.spec, program=program)
     backward = "recomputed through PyTorch" if found.requires_grad else ""
-    kernel, regime = _kernel(found)
+    kernel, regime, decisions = _kernel(found)
     return Site(
         True, found.location, found.source, spec=found.spec, sizes=found.sizes, kernel=kernel, regime=regime,
-        backward=backward, program=program,
+        decisions=decisions, backward=backward, program=program,
     )  # fmt: skip
 
 
-def _kernel(found: Found) -> tuple[str, str]:
-    """The schedule family that serves a fused site at the sizes of this call, and its regime."""
+def _kernel(found: Found) -> tuple[str, str, str]:
+    """The schedule family that serves a fused site at the sizes of this call, its regime, and where its decisions come
+    from."""
     target = _target(found.device)
     if found.spec is None or target is None:
-        return f"PyTorch (no kernels for {found.device})", "any"
+        return f"PyTorch (no kernels for {found.device})", "any", ""
+    from attncc.tuning.choose import choice
+
     sizes = found.size_hints
-    threads = torch.get_num_threads() if target.kind == "cpu" else target.cores
-    problem = Problem(sizes["B"], sizes["H"], sizes["Sq"], sizes["Skv"], threads)
+    of_call = (sizes["B"], sizes["H"], sizes["Sq"], sizes["Skv"])
+    on_cpu = target.kind == "cpu"
+    problem = problem_of(found.spec, *of_call) if on_cpu else Problem(*of_call, threads=target.cores)
     try:
         family = select(found.spec, problem, target)
     except LookupError:
-        return f"PyTorch (no kernel family takes it on {target.mcpu})", "any"
-    return family.name, family.regime
+        return f"PyTorch (no kernel family takes it on {target.mcpu})", "any", ""
+    if not on_cpu:
+        return family.name, family.regime, DEFAULT
+    chosen = choice(found.spec, family, target, problem)
+    return chosen.family.name, chosen.family.regime, chosen.source
 
 
 def _target(device: str) -> Target | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from attncc.bench.peak import Peak
+    from attncc.tuning.inventory import Held
 
 PACKAGES = ("torch", "apache-tvm", "apache-tvm-ffi", "numpy", "networkx", "transformers")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -56,6 +57,8 @@ class Info:
     cache: str
     disabled: bool
     families: tuple[FamilyInfo, ...]
+    tuned: tuple[Held, ...] = ()
+    """The files that tuned decisions come from, in the order in which they are asked."""
     peak: Peak | None = None
 
     def to_json(self) -> str:
@@ -78,6 +81,7 @@ class Info:
                 "threads": self.threads,
                 "cache": self.cache,
                 "disabled": self.disabled,
+                "tuned": [asdict(file) for file in self.tuned],
                 "families": [{"name": f.name, "regime": f.regime, "declined": f.declined} for f in self.families],
                 "peak": self.peak and self.peak.to_json(),
                 "support": [{"what": what, "supported": yes, "remark": remark} for what, yes, remark in SUPPORT],
@@ -109,6 +113,7 @@ class Info:
             "caches": f"L1 {_size(target.l1)} and L2 {_size(target.l2)} a core, L3 {_size(target.l3)}",
             "GPU": ", ".join(self.gpus) or "none",
             "kernel cache": self.cache,
+            "tuned records": "\n".join(map(_told, self.tuned)) or "none; attncc tune makes some",
             "switched off": "yes, by ATTNCC_DISABLE" if self.disabled else "no",
         }
         for name, value in rows.items():
@@ -156,6 +161,7 @@ def info(*, measure: bool = False, say: Callable[[str], None] | None = None) -> 
 
     from attncc import __version__
     from attncc.runtime import cache
+    from attncc.tuning.inventory import held
 
     peak = None
     if measure:
@@ -172,6 +178,7 @@ def info(*, measure: bool = False, say: Callable[[str], None] | None = None) -> 
         cache=str(cache.root()),
         disabled=disabled(),
         families=_families(target),
+        tuned=tuple(held(target)),
         peak=peak,
     )
 
@@ -189,6 +196,15 @@ def _families(target: Target) -> tuple[FamilyInfo, ...]:
             declined[dtype] = None if refusal is None else refusal.reason
         result.append(FamilyInfo(family.name, family.regime, declined))
     return tuple(result)
+
+
+def _told(file: Held) -> str:
+    """What is used of a file of tuned records, and what is not."""
+    if file.problem:
+        return f"not used: {file.problem}"
+    where = "shipped with attncc" if file.shipped else file.path
+    rest = f"; {file.unused} more not (attncc db list says why)" if file.unused else ""
+    return f"{file.used} used on this machine{rest}: {where}"
 
 
 def _version(package: str) -> str | None:

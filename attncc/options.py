@@ -29,6 +29,9 @@ class Options:
     """Raise `UnfusedAttention` when a softmax between two contractions is left unfused."""
     verify: bool = True
     """Replay each fused site against the original computation in float64 before it is used."""
+    database: str | os.PathLike[str] | None = None
+    """A file of tuned records to look into before the user's own. Models share their kernels, so from then on it serves
+    all of this process."""
 
     def __post_init__(self) -> None:
         if self.inner not in INNERS:
@@ -36,6 +39,8 @@ class Options:
         for name in ("strict", "verify"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"attncc option {name}={getattr(self, name)!r} is not a bool")
+        if self.database is not None and not isinstance(self.database, str | os.PathLike):
+            raise ValueError(f"attncc option database={self.database!r} is not a path")
 
     @classmethod
     def parse(cls, mode: str | None = None, options: Mapping[str, Any] | None = None) -> Options:

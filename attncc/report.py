@@ -41,6 +41,8 @@ class Site:
     """The schedule family that runs this call, such as `cpu.prefill.fp32`."""
     regime: str = ""
     """`prefill`, `decode` or `any`."""
+    decisions: str = ""
+    """Where the kernel's schedule decisions come from, such as "analytic default" or "tuned 2026-11-23 for …"."""
     backward: str = ""
     """How gradients are computed where they are asked for."""
     program: Program | None = field(default=None, repr=False, compare=False)
@@ -111,7 +113,7 @@ def _alike(sites: Sequence[Site]) -> list[list[Site]]:
     """Sites that read the same, such as the layers of one model, in order of their first appearance."""
     groups: dict[Any, list[Site]] = {}
     for site in sites:
-        key = (site.location, site.reason, site.spec, site.kernel, json.dumps(site.sizes))
+        key = (site.location, site.reason, site.spec, site.kernel, site.decisions, json.dumps(site.sizes))
         groups.setdefault(key, []).append(site)
     return list(groups.values())
 
@@ -129,6 +131,8 @@ def _row(sites: list[Site]) -> tuple[Text, Text, Text]:
     if site.sizes:
         what.append("\n" + ", ".join(f"{name}={size}" for name, size in site.sizes.items()), style="dim")
     kernel = Text(site.kernel, style="green")
+    if site.decisions:
+        kernel.append(f"\n{site.decisions}", style="dim")
     if site.backward:
         kernel.append(f"\nbackward: {site.backward}", style="dim")
     return where, what, kernel

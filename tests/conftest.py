@@ -29,6 +29,8 @@ WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not WORKER:
     _folder = tempfile.mkdtemp(prefix="attncc-tests-")
     os.environ["ATTNCC_CACHE_DIR"] = _folder
+    # Kernels have their analytic decisions, whatever this machine's user has tuned and attncc ships.
+    os.environ["ATTNCC_DATABASE"] = "none"
     # Threads that spin while they wait would take the cores from the other workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     atexit.register(shutil.rmtree, _folder, ignore_errors=True)

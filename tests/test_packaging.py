@@ -21,6 +21,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("attncc", "passes", "schedules", "examples", "tests", "pyproject.toml", "README.md", "LICENSE"):
         subprocess.run(["cp", "-a", str(ROOT / name), str(source)], check=True)
+    (source / "attncc" / "data" / "tuned").mkdir(exist_ok=True)
+    (source / "attncc" / "data" / "tuned" / "of-a-test.jsonl").write_text("")
     command = [
         sys.executable,
         "-m",
@@ -54,6 +56,14 @@ def test_the_wheel_holds_every_source_file(wheel: zipfile.ZipFile) -> None:
     shipped = {name for name in wheel.namelist() if name.endswith(".py")}
     assert shipped == expected
     assert {"attncc/py.typed", "attncc/data/paragraphs.txt"} <= set(wheel.namelist())
+
+
+def test_the_wheel_holds_the_tuned_records(wheel: zipfile.ZipFile) -> None:
+    """Every file of them, where the runtime looks for them."""
+    from attncc.tuning.sources import SHIPPED
+
+    expected = {f"attncc/data/tuned/{path.name}" for path in SHIPPED.glob("*.jsonl")}
+    assert expected | {"attncc/data/tuned/of-a-test.jsonl"} <= set(wheel.namelist())
 
 
 def test_the_wheel_declares_the_entry_points_and_the_licence(wheel: zipfile.ZipFile) -> None:
@@ -98,7 +108,9 @@ def test_the_entry_points_of_the_project_exist() -> None:
 
 def test_import_is_light() -> None:
     """`import attncc` loads neither TVM nor Transformers: a program that only might use them does not pay for them."""
-    code = "import sys, attncc; print([m for m in ('tvm', 'transformers', 'typer') if m in sys.modules])"
+    code = (
+        "import sys, attncc; print([m for m in ('tvm', 'transformers', 'typer', 'attncc.tuning') if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert result.stdout.strip() == "[]"
 

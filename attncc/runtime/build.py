@@ -61,10 +61,17 @@ def kernel_name(spec: AttentionSpec, family: Family) -> str:
     return f"{family.name} {spec.name[:12]}"
 
 
-def kernel(spec: AttentionSpec, target: Target, family: Family, decisions: Mapping[str, int] | None = None) -> Kernel:
+def kernel(
+    spec: AttentionSpec,
+    target: Target,
+    family: Family,
+    decisions: Mapping[str, int] | None = None,
+    source: str = stats.DEFAULT,
+) -> Kernel:
     """The kernel of `spec` for `target`, by default with the family's analytic decisions.
 
-    Raises RuntimeError or ValueError where it cannot be built.
+    `source` says where `decisions` came from, for statistics. Raises RuntimeError or ValueError where it cannot be
+    built.
     """
     chosen = dict(family.decisions(spec, target) if decisions is None else decisions)
     identity = (spec.json, target.key, family.name, tuple(sorted(chosen.items())))
@@ -75,7 +82,7 @@ def kernel(spec: AttentionSpec, target: Target, family: Family, decisions: Mappi
         found = _in_memory(identity)
         if found is not None:
             return found
-        made = _load_or_compile(spec, target, family, chosen)
+        made = _load_or_compile(spec, target, family, chosen, source)
         _kernels[identity] = made
         while len(_kernels) > _CAPACITY:
             _, evicted = _kernels.popitem(last=False)
@@ -104,12 +111,10 @@ def compile_llvm(spec: AttentionSpec, target: Target, family: Family, decisions:
     from attncc._tvm import Target as TvmTarget
     from attncc._tvm import compile_module
 
-    start = time.perf_counter()  # not before: TVM's import is not the kernel's compile time
     module = family.module(spec, target, decisions)
     options = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.mcpu, "mattr": list(target.mattr)}
     built = compile_module(module, TvmTarget(options))
     text: str = built.mod.inspect_source("ll")
-    stats.kernel(kernel_name(spec, family)).seconds += time.perf_counter() - start
     return text.encode()
 
 
@@ -150,15 +155,21 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def _load_or_compile(spec: AttentionSpec, target: Target, family: Family, decisions: Mapping[str, int]) -> Kernel:
-    counters = stats.kernel(kernel_name(spec, family))
+def _load_or_compile(
+    spec: AttentionSpec, target: Target, family: Family, decisions: Mapping[str, int], source: str
+) -> Kernel:
+    counters = stats.kernel(kernel_name(spec, family), source)
     key = cache_key(spec, target, family, decisions)
     found = _loaded(key)
     if found is None:
         with disk.building(key):
             found = _loaded(key)  # another process may have published it while this one waited
             if found is None:
+                from attncc import _tvm  # noqa: F401  (importing TVM is not the kernel's compile time)
+
+                start = time.perf_counter()
                 text = compile_llvm(spec, target, family, decisions)
+                counters.seconds += time.perf_counter() - start
                 module, call = native.load_llvm(text, ENTRY)
                 counters.compiles.add()
                 disk.store(key, text)

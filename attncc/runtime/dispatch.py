@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attncc.options import disabled
-from attncc.runtime import ahead, build, check, launcher
+from attncc.runtime import ahead, build, check, eager, launcher, stats
 from attncc.runtime.bounded import Bounded
 from attncc.runtime.operands import Call, Operands
 from attncc.runtime.plan import EagerPlan, EmptyPlan, KernelPlan, Plan
@@ -25,6 +25,7 @@ from attncc.target import Target, detect
 
 if TYPE_CHECKING:
     from attncc.schedules.family import Problem
+    from attncc.tuning.choose import Choice
 
 Observer = Callable[[Plan, AttentionSpec, Operands, str], Plan]
 _PLANS = 512
@@ -99,6 +100,14 @@ def set_target(target: Target | None) -> None:
     forget_plans()
 
 
+def use_database(path: str | os.PathLike[str]) -> None:
+    """Look for tuned decisions in this file first, from now on and for all of this process."""
+    from attncc.tuning import sources
+
+    if sources.use(path):
+        forget_plans()
+
+
 def forget_plans() -> None:
     """Drop all launch plans, and try again what could not be built; kernels stay in memory."""
     _plans.drop()
@@ -145,36 +154,54 @@ def _drop_plans(kernel: build.Kernel) -> None:
 
 
 def _kernel_plan(spec: AttentionSpec, tensors: tuple[Tensor, Tensor, Tensor], layout: str) -> Plan:
-    from attncc import schedules
-
     q, k, _ = tensors
     batch, heads, q_len, _ = q.shape
-    problem = schedules.Problem(batch, heads, q_len, k.shape[2], _threads(spec, q, k))
+    problem = problem_of(spec, batch, heads, q_len, k.shape[2])
     kernel = None if disabled() else ahead.find(spec, problem) or _kernel(spec, problem, host_target())
     return EagerPlan(spec, layout) if kernel is None else KernelPlan(kernel, problem, layout, tensors)
 
 
 def _kernel(spec: AttentionSpec, problem: Problem, target: Target) -> build.Kernel | None:
     """A kernel by the first family that fits and can be built; None where there is none, which gives a warning."""
-    from attncc import schedules
-
     reasons, kernel = [], None
-    for family in schedules.families(target):
-        identity = (family.name, spec.name, target.key)
-        if identity in _failed or not family.suits(spec, problem) or family.declines(spec, target) is not None:
-            continue
+    for candidate in _candidates(spec, problem, target):
+        family = candidate.family
+        source = stats.DEFAULT if candidate.record is None else candidate.record.summary
         try:
-            kernel = build.kernel(spec, target, family)
+            kernel = build.kernel(spec, target, family, candidate.decisions, source)
             break
         except Exception as error:  # whatever went wrong in a compiler, another family or PyTorch can still answer
-            _failed.add(identity)
-            reasons.append(f"{family.name}: {type(error).__name__}: {_last_line(error)}")
-    if reasons or (kernel is None and ("", spec.name, target.key) not in _failed):
-        _failed.add(("", spec.name, target.key))
+            _failed.add(_identity(spec, target, candidate))
+            tuned = "" if candidate.record is None else f" ({source})"
+            reasons.append(f"{family.name}{tuned}: {type(error).__name__}: {_last_line(error)}")
+    if reasons or (kernel is None and _none(spec, target) not in _failed):
+        _failed.add(_none(spec, target))
         instead = "it runs as PyTorch" if kernel is None else f"{kernel.family.name} runs it instead"
         message = f"attncc: no kernel for {spec} on {target}, {instead}. {'; '.join(reasons) or 'No family takes it.'}"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
     return kernel
+
+
+def _candidates(spec: AttentionSpec, problem: Problem, target: Target) -> Iterator[Choice]:
+    """What may run a call, best first: of each family what tuning found, then its analytic decisions."""
+    from attncc import schedules
+    from attncc.tuning.choose import analytic, choice
+
+    for family in schedules.families(target):
+        if not family.suits(spec, problem) or family.declines(spec, target) is not None:
+            continue
+        chosen = choice(spec, family, target, problem)
+        candidates = (chosen,) if chosen.record is None else (chosen, analytic(spec, family, target))
+        yield from (c for c in candidates if _identity(spec, target, c) not in _failed)
+
+
+def _identity(spec: AttentionSpec, target: Target, candidate: Choice) -> tuple[Hashable, ...]:
+    tuned = () if candidate.record is None else tuple(sorted(candidate.decisions.items()))
+    return candidate.family.name, spec.name, target.key, tuned
+
+
+def _none(spec: AttentionSpec, target: Target) -> tuple[Hashable, ...]:
+    return "", spec.name, target.key, ()
 
 
 def _last_line(error: Exception) -> str:
@@ -182,20 +209,24 @@ def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[-1]
 
 
-def _threads(spec: AttentionSpec, q: Tensor, k: Tensor) -> int:
-    """Threads for a call: torch's number, or fewer where the work is over before another thread has started."""
+def problem_of(spec: AttentionSpec, batch: int, heads: int, q_len: int, kv_len: int) -> Problem:
+    """The problem that a call of these sizes is: with torch's number of threads, or fewer where the work is over before
+    another thread has started."""
+    from attncc.schedules import Problem
+
     widths = spec.head_dim + spec.value_dim
-    operations = 2 * q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2] * widths
-    read = k.shape[0] * k.shape[1] * k.shape[2] * widths * k.element_size()
+    operations = 2 * batch * heads * q_len * kv_len * widths
+    read = batch * heads // spec.group * kv_len * widths * eager.torch_dtype(spec.key_dtype or spec.dtype).itemsize
     worthwhile = 1 + int((operations / _FLOPS + read / _BYTES) / _SHARE)
-    return launcher.usable_threads(min(torch.get_num_threads(), worthwhile))
+    threads = launcher.usable_threads(min(torch.get_num_threads(), worthwhile))
+    return Problem(batch, heads, q_len, kv_len, threads)
 
 
 _get_num_threads = torch.get_num_threads
 _plans: Bounded[Plan] = Bounded(_PLANS, _PLAN_BYTES)
 build.on_eviction.append(_drop_plans)
-_failed: set[tuple[str, str, str]] = set()
-"""(family, spec, target) of what could not be built, and is not tried again; "" stands for all families."""
+_failed: set[tuple[Hashable, ...]] = set()
+"""(family, spec, target, tuned decisions) of what could not be built, and is not tried again; "" stands for all."""
 _target: Target | None = None
 _observer: Observer | None = None
 

@@ -9,6 +9,9 @@ import itertools
 import threading
 from dataclasses import dataclass, field
 
+DEFAULT = "analytic default"
+"""Where decisions come from unless tuning has found better ones."""
+
 
 class Counter:
     """A count that threads raise by one with `next(counter.tick)`, at the cost of a C call."""
@@ -48,6 +51,8 @@ class KernelStats:
     seconds: float
     """Time spent compiling it in this process."""
     disk_hits: int
+    decisions: str
+    """Where its schedule decisions came from: "analytic default", "tuned 2026-11-23 for h16 q1024 k1024 t2, …"."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Stats:
         )
         rows = [
             f"  {k.name}: {k.calls} calls, {k.compiles} compiles in {k.seconds:.2f} s, {k.disk_hits} from disk"
+            + f" ({k.decisions})" * (k.decisions != DEFAULT)
             for k in self.kernels
         ]
         return "\n".join([head, *rows])
@@ -89,9 +95,10 @@ class KernelCounters:
         self.disk_hits = Counter()
         self.seconds = 0.0
 
-    def snapshot(self, name: str) -> KernelStats:
+    def snapshot(self, name: str, decisions: str) -> KernelStats:
         """The counts as plain data."""
-        return KernelStats(name, self.calls.value, self.compiles.value, self.seconds, self.disk_hits.value)
+        counts = self.calls.value, self.compiles.value, self.seconds, self.disk_hits.value
+        return KernelStats(name, *counts, decisions)
 
     def reset(self) -> None:
         """Everything to 0."""
@@ -103,24 +110,25 @@ class KernelCounters:
 memory_hits = Counter()
 copies = Counter()
 fallbacks = Counter()
-_kernels: dict[str, KernelCounters] = {}
+_kernels: dict[tuple[str, str], KernelCounters] = {}
 _lock = threading.Lock()
 _LIMIT = 10_000
 """Kernels counted one by one; a process that builds more has its later ones counted together, so as not to grow."""
 
 
-def kernel(name: str) -> KernelCounters:
-    """The counters of the kernel called `name`, made on first use."""
+def kernel(name: str, decisions: str = DEFAULT) -> KernelCounters:
+    """The counters of the kernel called `name` whose decisions came from there, made on first use."""
+    key = name, decisions
     with _lock:
-        if name not in _kernels and len(_kernels) >= _LIMIT:
-            name = "others"
-        return _kernels.setdefault(name, KernelCounters())
+        if key not in _kernels and len(_kernels) >= _LIMIT:
+            key = "others", DEFAULT
+        return _kernels.setdefault(key, KernelCounters())
 
 
 def stats(reset: bool = False) -> Stats:
     """What the runtime did so far, in all and by kernel; `reset` starts the counts anew after reading them."""
     with _lock:
-        kernels = tuple(counters.snapshot(name) for name, counters in _kernels.items())
+        kernels = tuple(counters.snapshot(*key) for key, counters in _kernels.items())
         used = tuple(k for k in kernels if k.calls or k.compiles or k.disk_hits)
         result = Stats(
             calls=sum(k.calls for k in kernels),

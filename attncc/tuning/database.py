@@ -11,7 +11,7 @@ import contextlib
 import os
 import stat
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -22,6 +22,8 @@ from attncc.tuning.record import Record, machine
 
 MOST_BYTES = 256 << 20
 """A larger file is not read: some 100 000 records."""
+OFF = "none"
+"""$ATTNCC_DATABASE says this where no tuned record is to be used, shipped ones included."""
 _LOCK_SECONDS = 120.0
 
 
@@ -122,8 +124,8 @@ class Database:
         self.append(*new.values())
         return len(new)
 
-    def prune(self, keep: Callable[[Record], bool]) -> tuple[int, int]:
-        """Rewrite the file with only the records for which `keep` holds, damaged lines left out.
+    def prune(self) -> tuple[int, int]:
+        """Rewrite the file without damaged lines, superseded records (see `latest`) and those of other versions.
 
         Returns how many lines stay and how many went. The new file replaces the old one in one step: a process killed
         in the middle leaves the old one.
@@ -132,7 +134,7 @@ class Database:
             return 0, 0
         with self._locked():
             contents = self.read()
-            kept = [record for record in contents.records if keep(record)]
+            kept = [record for record in latest(contents.records) if record.versions.differs() is None]
             unfinished = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}")
             try:
                 with _opened(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, self._foreign) as file:
@@ -164,6 +166,8 @@ def default_path() -> Path:
     Raises FileNotFoundError where the user has no home.
     """
     given = os.environ.get("ATTNCC_DATABASE")
+    if given == OFF:
+        raise FileNotFoundError(f"ATTNCC_DATABASE={OFF} switches tuned records off; unset it, or name a file")
     try:
         if given:
             return Path(given).expanduser().absolute()
@@ -193,10 +197,10 @@ def winners(records: Iterable[Record]) -> list[Record]:
 
 @contextlib.contextmanager
 def _opened(path: Path, flags: int, foreign: bool) -> Iterator[IO[bytes]]:
-    """A file that is this user's alone to write, opened without following a link, and unbuffered for writing."""
+    """A file that is this user's alone to write, opened without following a link; a `foreign` one may be anything."""
     # Without blocking: a named pipe would make the call wait for its writer.
-    careful = [getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")]
-    handle = os.open(path, flags | sum(careful), 0o600)
+    careful = ["O_NONBLOCK", "O_BINARY"] + ["O_NOFOLLOW"] * (not foreign)
+    handle = os.open(path, flags | sum(getattr(os, name, 0) for name in careful), 0o600)
     with open(handle, "r+b" if flags & os.O_RDWR else "rb") as file:
         facts = os.fstat(handle)
         if not stat.S_ISREG(facts.st_mode):

@@ -128,11 +128,11 @@ def _spec(data: Mapping[str, Any]) -> str:
 def target_of(data: Mapping[str, Any]) -> Target:
     """The target that `data` describes. Raises ValueError, as all of these do, for what is none."""
     features = data.get("features")
-    named = isinstance(features, list) and all(isinstance(f, str) and f.isprintable() for f in features)
-    if not named or len(features) > _TEXT:
+    names = isinstance(features, list) and all(isinstance(name, str) and name.isprintable() for name in features)
+    if not isinstance(features, list) or not names or len(features) > _TEXT:
         raise ValueError(f"target: features {_shown(features)} is not a list of names")
-    texts = {name: text_of(data, name) for name in ("kind", "mcpu", "triple")}
-    sizes = {name: integer_of(data, name, 0) for name in ("cores", "l1", "l2", "l3")}
+    texts: dict[str, Any] = {name: text_of(data, name) for name in ("kind", "mcpu", "triple")}
+    sizes: dict[str, Any] = {name: integer_of(data, name, 0) for name in ("cores", "l1", "l2", "l3")}
     return Target(**texts, features=frozenset(features), **sizes)
 
 

@@ -79,8 +79,9 @@ class Record:
 
     @property
     def candidate(self) -> tuple[object, ...]:
-        """Task, family and decisions: a later record of the same candidate supersedes an earlier one."""
-        return *self.task, self.family, tuple(sorted(self.decisions.items()))
+        """Task, kernel and versions: a later record of the same candidate supersedes an earlier one."""
+        versions = self.versions.attncc, self.versions.abi, self.versions.tvm
+        return *self.task, self.family, tuple(sorted(self.decisions.items())), versions
 
     @property
     def gain(self) -> float | None:
@@ -122,10 +123,10 @@ class Record:
             return f"this version has no kernel family {self.family!r} for {target.kind}"
         try:
             spec = AttentionSpec.from_json(self.spec)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            return f"its attention does not parse: {error}"
-        declined = family.declines(spec, target)
-        return declined.reason if declined is not None else outside(self.decisions, family, spec, target)
+            declined = family.declines(spec, target)
+            return declined.reason if declined is not None else outside(self.decisions, family, spec, target)
+        except Exception as error:  # an attention from a file may be anything at all
+            return f"its attention does not parse: {type(error).__name__}: {error}"
 
     def fits(self, target: Target) -> bool:
         """Whether these decisions can be used for `target` by this version."""
@@ -142,8 +143,11 @@ class Record:
 
 
 def machine(target: Target) -> tuple[object, ...]:
-    """What records of one machine share. Cores are not part of it: the threads of a call are part of its sizes."""
-    return target.key, target.l1, target.l2, target.l3
+    """What records of one kind of machine share: its code, and the caches that tiles are fitted to.
+
+    Cores are not part of it, as the threads of a call are part of its sizes; nor is L3, which a cloud shares out.
+    """
+    return target.key, target.l1, target.l2
 
 
 def family_named(name: str, target: Target) -> Family | None:
