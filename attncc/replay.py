@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import sympy
 import torch
@@ -58,6 +58,23 @@ class Sizes:
         return number
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A fused node and the one that it replaces, each with the nodes that compute it from the common leaves."""
+
+    fused: fx.Node
+    original: fx.Node
+    leaves: tuple[fx.Node, ...]
+    ours: tuple[fx.Node, ...]
+    theirs: tuple[fx.Node, ...]
+
+    @classmethod
+    def of(cls, fused: fx.Node, original: fx.Node, leaves: Sequence[fx.Node]) -> Self:
+        """Of `leaves`, those that either side reads."""
+        ours, theirs = cone(fused, leaves), cone(original, leaves)
+        return cls(fused, original, tuple(n for n in leaves if n in {*ours, *theirs}), tuple(ours), tuple(theirs))
+
+
 class TooLarge(Exception):
     """The site's sizes are fixed, and too large to be cheap."""
 
@@ -68,13 +85,12 @@ def differs(fused: fx.Node, original: fx.Node, leaves: Sequence[fx.Node], length
     `lengths` are the sequence lengths of the site that are fixed numbers; long ones are replayed shorter. Raises
     TooLarge, and what PyTorch raises where the nodes do not run on any of the chosen sizes.
     """
-    ours, theirs = cone(fused, leaves), cone(original, leaves)
-    leaves = [leaf for leaf in leaves if leaf in {*ours, *theirs}]
+    pair = Pair.of(fused, original, leaves)
     problem: Exception | None = None
-    for sizes in choices([*ours, *theirs], lengths):
+    for sizes in choices([*pair.ours, *pair.theirs], lengths):
         try:
             with torch.no_grad(), _disable_current_modes():  # real numbers, whatever the caller traces with
-                return _compare(ours, theirs, fused, original, leaves, sizes)
+                return _compare(pair, sizes)
         except TooLarge as error:
             problem = error
         except (RuntimeError, IndexError, ValueError) as error:  # these sizes do not go together
@@ -147,42 +163,27 @@ def check_size(nodes: Sequence[fx.Node], sizes: Sizes) -> None:
             raise TooLarge(f"{node.name} has {tuple(value.shape)} elements")
 
 
-def _compare(
-    ours: Sequence[fx.Node],
-    theirs: Sequence[fx.Node],
-    fused: fx.Node,
-    original: fx.Node,
-    leaves: Sequence[fx.Node],
-    sizes: Sizes,
-) -> str | None:
-    check_size([*ours, *theirs], sizes)
-    rounding = max((_rounding(n) for n in ours), default=0.0)
-    discrete = any(isinstance(n.meta["val"], Tensor) and not n.meta["val"].is_floating_point() for n in leaves)
+def _compare(pair: Pair, sizes: Sizes) -> str | None:
+    check_size([*pair.ours, *pair.theirs], sizes)
+    rounding = max((_rounding(n) for n in pair.ours), default=0.0)
+    leaves = [n.meta["val"] for n in pair.leaves]
+    discrete = any(isinstance(leaf, Tensor) and not leaf.is_floating_point() for leaf in leaves)
     for trial in ("random", "large", "visible") if discrete else ("random", "large"):
-        problem, overflow = _tried(ours, theirs, fused, original, leaves, sizes, rounding, trial)
+        problem, overflow = _tried(pair, sizes, rounding, trial)
         if problem is not None and trial == "large" and overflow:
             # An original that subtracts no maximum overflows on scores for which the fused attention is right.
-            problem, _ = _tried(ours, theirs, fused, original, leaves, sizes, rounding, "hidden")
+            problem, _ = _tried(pair, sizes, rounding, "hidden")
         if problem is not None:
             return f"{problem} ({trial} inputs)"
     return None
 
 
-def _tried(
-    ours: Sequence[fx.Node],
-    theirs: Sequence[fx.Node],
-    fused: fx.Node,
-    original: fx.Node,
-    leaves: Sequence[fx.Node],
-    sizes: Sizes,
-    rounding: float,
-    trial: str,
-) -> tuple[str | None, bool]:
+def _tried(pair: Pair, sizes: Sizes, rounding: float, trial: str) -> tuple[str | None, bool]:
     """The difference on one kind of inputs, and whether the original has NaN where the fused has numbers."""
     generator = torch.Generator().manual_seed(len(trial))
-    given = {leaf: sample(leaf.meta["val"], sizes, trial, generator) for leaf in leaves}
-    expected = run(theirs, original, given, sizes)
-    actual = run(ours, fused, given, sizes)
+    given = {leaf: sample(leaf.meta["val"], sizes, trial, generator) for leaf in pair.leaves}
+    expected = run(pair.theirs, pair.original, given, sizes)
+    actual = run(pair.ours, pair.fused, given, sizes)
     same = actual.shape == expected.shape
     overflow = same and bool(
         (expected.isnan() & ~actual.isnan()).any() and not (actual.isnan() & ~expected.isnan()).any()

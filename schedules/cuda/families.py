@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import operator
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from attncc import expr as ex
 from attncc.algorithm.bounds import key_bounds
+from attncc.schedules.cuda.gpu import capability, shared_bytes, shared_limit
 from attncc.schedules.cuda.simt_tile import Tile
+from attncc.schedules.cuda.visited import visited
 from attncc.schedules.family import Decisions, Declined, Family, Launch, Problem
 from attncc.spec import DOT, AttentionSpec
 from attncc.target import Target
@@ -28,8 +28,6 @@ _MOST_ROWS = 2**29
 _DECODE_ROWS = 16
 _UNEVEN_TILES = 12
 """Tiles of a head, from which on a fixed order cannot even out tiles that see different numbers of keys."""
-_SHARED = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
-"""Shared memory that a thread block may have by compute capability, in KiB."""
 _LEAST_TILE = {"rows": 8, "keys": 16}
 _RESULT_REGISTERS = 64
 """That a thread may give to its part of the result."""
@@ -61,8 +59,6 @@ class CudaFamily(Family):
             return Declined("keys or values are codes with scales")
         if spec.element != DOT or spec.bilinear is not None:
             return Declined("the score is no dot product of q and k")
-        if spec.quantized:
-            return Declined("keys and values are numbers of the dtype of q, not codes with scales")
         if spec.outputs != ("out",):
             return Declined(f"gives only the result, not {', '.join(spec.outputs[1:])}")
         return self.refuses(spec)
@@ -167,8 +163,9 @@ class PrefillWgmma(CudaFamily):
     def functions(self, spec: AttentionSpec, decisions: Decisions) -> dict[str, PrimFunc]:
         from attncc.schedules.cuda import prefill_wgmma, wgmma_block
 
-        if wgmma_block.shared_bytes(spec, decisions) > _SHARED[90] << 10:
-            raise ValueError(f"{dict(decisions)} takes more than {_SHARED[90]} KiB of shared memory")
+        limit = shared_bytes(self.oldest)
+        if wgmma_block.shared_bytes(spec, decisions) > limit:
+            raise ValueError(f"{dict(decisions)} takes more than the {limit} bytes of shared memory")
         return {"attention": prefill_wgmma.build(spec, decisions)}
 
     def grids(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> dict[str, tuple[int, int, int]]:
@@ -299,49 +296,10 @@ class SimtFew(Simt):
         return dict(_LEAST_TILE)
 
 
-def visited(mask: ex.Expr, problem: Problem, first: int, last: int) -> int | None:
-    """How many keys rows first … last see, where the sizes alone tell; else None."""
-    known = {"first": first, "last": last, "Sq": problem.q_len, "Skv": problem.kv_len}
-    known |= {"B": problem.batch, "H": problem.heads}
-
-    def value(node: ex.Expr, args: tuple[int, ...]) -> int:
-        match node:
-            case ex.Const(number):
-                return int(number)
-            case ex.Index(name) | ex.Size(name):
-                return known[name]
-            case ex.Op(name) if name in _WHOLE:
-                return int(_WHOLE[name](*args))
-        raise KeyError(str(node))
-
-    bounds = key_bounds(mask, loads=False)
-    try:
-        return int(ex.fold(bounds.hi, value)) - int(ex.fold(bounds.lo, value))
-    except KeyError:
-        return None
-
-
-_WHOLE: Mapping[str, Callable[..., int]] = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "neg": operator.neg, "min": min, "max": max,
-    "le": operator.le, "lt": operator.lt, "ge": operator.ge, "gt": operator.gt, "eq": operator.eq, "ne": operator.ne,
-    "where": lambda condition, a, b: a if condition else b, "cast": int,
-}  # fmt: skip
-
-
 def plain_scores(spec: AttentionSpec) -> bool:
     """Whether nothing but a factor is between a score and the softmax."""
     nodes = sum(1 for _ in spec.score_mod.walk())
     return nodes <= 3 and spec.sink is None and spec.normalizer == "softmax" and not math.isfinite(spec.fill)
-
-
-def shared_limit(target: Target) -> int:
-    """Bytes of shared memory that a thread block may have; as little as any has on a GPU that is not known."""
-    return _SHARED.get(capability(target), min(_SHARED.values())) << 10
-
-
-def capability(target: Target) -> int:
-    """80 for "sm_80", 90 for "sm_90a"."""
-    return int("".join(filter(str.isdigit, target.mcpu)))
 
 
 CUDA: tuple[CudaFamily, ...] = (Decode(), PrefillWgmma(), PrefillMma(), SimtFew(), Simt())

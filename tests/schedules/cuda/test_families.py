@@ -19,9 +19,9 @@ from attncc.schedules.cuda.families import (
     PrefillWgmma,
     Simt,
     SimtFew,
-    shared_limit,
-    visited,
 )
+from attncc.schedules.cuda.gpu import shared_limit
+from attncc.schedules.cuda.visited import visited
 from attncc.schedules.family import Problem
 from attncc.spec import AttentionSpec
 from attncc.target import Target, detect
