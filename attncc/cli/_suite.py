@@ -8,7 +8,14 @@ import typer
 
 
 def run_suite(
-    suite_name: str, only: str | None, quick: bool, turns: int | None, json: bool, save: Path | None, plot: Path | None
+    suite_name: str,
+    only: str | None,
+    quick: bool,
+    turns: int | None,
+    json: bool,
+    save: Path | None,
+    plot: Path | None,
+    markdown: Path | None,
 ) -> None:
     """Measure what the file `save` does not have yet of the rows `only` (all by default). Exit status 1 where attncc is
     outside its error bound.
@@ -41,5 +48,9 @@ def run_suite(
         from attncc.bench.plot import roofline
 
         roofline(shown, record.machine, plot)
+    if markdown is not None:
+        from attncc.bench.markdown import page
+
+        markdown.write_text(page(shown, record.machine), encoding="utf-8")
     if not all(found.passed for found in shown):
         raise typer.Exit(1)

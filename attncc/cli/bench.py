@@ -14,7 +14,8 @@ EXAMPLES = (
     "[bold]Examples[/]\n\nattncc bench --quick\n\nattncc bench --seq 2048 --dtype bfloat16 --causal\n\n"
     "attncc bench --regime decode --heads 32 --kv-heads 8 --kv-len 16384 --head-dim 128\n\n"
     "attncc bench --only sdpa,attncc --json\n\nattncc bench --compile-time\n\n"
-    "attncc bench --suite cpu --save table.json --plot roofline.png\n\nattncc bench --suite cpu --only decode,masks"
+    "attncc bench --suite cpu --save table.json --plot roofline.png --markdown table.md\n\n"
+    "attncc bench --suite cpu --only decode,masks"
 )
 
 
@@ -43,6 +44,7 @@ def bench(
         Path | None, typer.Option(help="JSON of the suite, written row by row; rows that it has are not run again.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Picture of the suite's roofline (needs attncc[bench]).")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="The suite's tables as Markdown.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Short lengths, few turns.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -62,10 +64,10 @@ def bench(
         _cuda.run_cuda(pack, only, quick, json, save)
         return
     if suite is not None:
-        run_suite(suite, only, quick, turns, json, save, plot)
+        run_suite(suite, only, quick, turns, json, save, plot, markdown)
         return
-    if save is not None or plot is not None:
-        raise ValueError("--save and --plot are for --suite cpu")
+    if any(path is not None for path in (save, plot, markdown)):
+        raise ValueError("--save, --plot and --markdown are for --suite cpu")
     if compile_time:
         _compile_time(quick, json)
         return

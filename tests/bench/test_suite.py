@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attncc.bench import bars, engines, processes, rows, run, suite
+from attncc.bench import bars, engines, markdown, processes, rows, run, suite
 from attncc.bench.cases import Case
 from attncc.bench.contenders import CONTENDERS, additive_mask
 from attncc.bench.peak import Peak
@@ -62,6 +62,17 @@ def test_bars() -> None:
     other = replace(result.entries[0], name="D64", case=replace(SMALL, head_dim=64))
     wide = replace(result, entries=(*result.entries, other))
     assert bars.same_rate(0.7, "D64").findings([wide])[0].value == pytest.approx(3 / 4)
+
+
+def test_markdown() -> None:
+    """A line a bar and a line a case; the fastest other peer is named."""
+    result = timed(SMALL, eager=4e-3, sdpa=3e-3, flex=5e-3, attncc=1e-3)
+    row = rows.CPU[0]
+    measured = suite.Measured(row, (result,), bars.faster(2.4, "sdpa").findings([result]))
+    page = markdown.page([measured], {"cpu": "a CPU", "threads": 1, "versions": {"torch": "2"}})
+    assert f"| {row.name} | against sdpa | ≥ 2.4 | 1 of 1 | 3 to 3 |" in page
+    share = result.share(1e-3)[1]
+    assert f"| {SMALL.label} | 3 ms | 4 ms eager | 1 ms | 3.00x | {share:.0%} peak |" in page
 
 
 def test_visited_key_blocks() -> None:
@@ -157,7 +168,9 @@ def test_the_suite_through_the_command_line(
     assert finding["met"] and finding["value"] > 0 and data["machine"]["threads"] >= 1
 
     monkeypatch.setattr(suite, "measure", None)  # any measurement would raise
-    assert command(monkeypatch, *options, "--only", "tiny", "--json") == 0
+    page = tmp_path / "table.md"
+    assert command(monkeypatch, *options, "--only", "tiny", "--json", "--markdown", str(page)) == 0
+    assert f"| {trial.case.label} |" in page.read_text()
     assert json.loads(capsys.readouterr().out)["rows"] == data["rows"]
     monkeypatch.setattr(suite, "measure", lambda progress: MACHINE)
     assert command(monkeypatch, *options) == 1
@@ -170,6 +183,7 @@ def test_the_suite_through_the_command_line(
         (("--suite", "gpu"), "there is cpu"),
         (("--suite", "cpu", "--only", "nothing"), "no row nothing"),
         (("--save", "x.json"), "--suite"),
+        (("--markdown", "x.md"), "--suite"),
     ],
 )
 def test_options_that_do_not_fit(
