@@ -27,7 +27,8 @@ UNROLL = 8
 """Rounds of the accumulators in one loop iteration."""
 READ_BYTES = 512 << 20
 """Least size of the buffer that the bandwidth kernel reads; four times the last-level cache where that is more."""
-REPEATS = 7
+ROUNDS, REPEATS = 4, 3
+"""The figures take turns: a scheduler can keep two threads on one core for as long as one of them takes."""
 SECONDS = 0.05
 """Rough duration of one repeat."""
 STEPS = 3
@@ -70,7 +71,7 @@ class Peak:
 def measure(
     target: Target | None = None, threads: int | None = None, progress: Callable[[str], None] | None = None
 ) -> Peak:
-    """Measure the CPU at hand on `threads` threads (default: `torch.get_num_threads()`). Takes about two seconds.
+    """Measure the CPU at hand on `threads` threads (default: `torch.get_num_threads()`). Takes about three seconds.
 
     `progress` is called with the name of each figure before it is measured (`STEPS` at most). Raises ValueError for a
     target that is not a CPU.
@@ -80,17 +81,17 @@ def measure(
         raise ValueError(f"peak figures are measured on a CPU; the target is {target.kind!r}")
     threads = threads or torch.get_num_threads()
     say = progress or (lambda _: None)
+    lanes = target.vector_bits // 32
     say("float32 multiply-add peak")
-    fp32 = _arithmetic(
-        _build(_fma_kernel(target.vector_bits // 32), target), torch.float32, target.vector_bits // 32, threads
-    )
-    bf16 = None
+    samples = [_arithmetic(_build(_fma_kernel(lanes), target), torch.float32, lanes, threads)]
     if "avx512bf16" in target.features:
         say("bfloat16 dot peak")
-        bf16 = 2 * _arithmetic(_build(_bf16_kernel(), target), torch.int32, 16, threads)
+        samples.append(_arithmetic(_build(_bf16_kernel(), target), torch.int32, 16, threads))
     say("read bandwidth")
-    read = _bandwidth(target, threads)
-    return Peak(threads=threads, fp32_gflops=fp32, bf16_gflops=bf16, read_gbs=read)
+    samples.append(_bandwidth(target, threads))
+    best = [max(rates) for rates in zip(*([sample() for sample in samples] for _ in range(ROUNDS)), strict=True)]
+    bf16 = 2 * best[1] if len(best) == 3 else None
+    return Peak(threads=threads, fp32_gflops=best[0], bf16_gflops=bf16, read_gbs=best[-1])
 
 
 def _build(func: PrimFunc, target: Target) -> Callable[..., None]:
@@ -172,8 +173,8 @@ def _read_kernel(lanes: int) -> PrimFunc:
     return builder.get()
 
 
-def _arithmetic(kernel: Callable[..., None], dtype: torch.dtype, lanes: int, threads: int) -> float:
-    """GFLOP/s of a register-only kernel, counting two operations a lane and accumulator step."""
+def _arithmetic(kernel: Callable[..., None], dtype: torch.dtype, lanes: int, threads: int) -> Callable[[], float]:
+    """Measures GFLOP/s of a register-only kernel, counting two operations a lane and accumulator step."""
     operands = torch.zeros(2, lanes, dtype=dtype)
     outs = [torch.empty(ACCUMULATORS, lanes) for _ in range(threads)]
 
@@ -184,11 +185,11 @@ def _arithmetic(kernel: Callable[..., None], dtype: torch.dtype, lanes: int, thr
     while (once := seconds(rounds)) < SECONDS / 2:
         rounds = int(rounds * max(2.0, SECONDS / once))
     operations = threads * rounds * ACCUMULATORS * UNROLL * lanes * 2
-    return operations / min(seconds(rounds) for _ in range(REPEATS)) / 1e9
+    return lambda: operations / min(seconds(rounds) for _ in range(REPEATS)) / 1e9
 
 
-def _bandwidth(target: Target, threads: int) -> float:
-    """GB/s of reading a buffer that no cache holds, each thread its own part."""
+def _bandwidth(target: Target, threads: int) -> Callable[[], float]:
+    """Measures GB/s of reading a buffer that no cache holds, each thread its own part."""
     lanes = target.vector_bits // 32
     kernel = _build(_read_kernel(lanes), target)
     size = min(max(READ_BYTES, 4 * target.l3), 4 * READ_BYTES)
@@ -197,7 +198,7 @@ def _bandwidth(target: Target, threads: int) -> float:
     calls = [partial(kernel, part, torch.empty(ACCUMULATORS, lanes)) for part in data]
     _together(calls)
     elements: int = data.numel()
-    return elements * 4 / min(_together(calls) for _ in range(REPEATS)) / 1e9
+    return lambda: elements * 4 / min(_together(calls) for _ in range(REPEATS)) / 1e9
 
 
 def _together(calls: Sequence[Callable[[], None]]) -> float:
