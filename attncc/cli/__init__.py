@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from attncc.cli import _cuda, bench, cache, compile, db, demo, explain, info, tune
+from attncc.cli import _cuda, bench, cache, compile, db, demo, device, explain, info, tune
 
 
 def _show_version(wanted: bool) -> None:
@@ -45,6 +45,7 @@ app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("cuda-pack", epilog=_cuda.EXAMPLES)(_cuda.cuda_pack)
 app.add_typer(db.app, name="db")
 app.add_typer(cache.app, name="cache")
+app.add_typer(device.app, name="device")
 
 
 def main() -> None:

@@ -104,6 +104,12 @@ def describe() -> str:
     return "torch's OpenMP pool" if openmp() is not None else "TVM's thread pool (torch's OpenMP was not found)"
 
 
+def after_clean_fork() -> None:
+    """Say in a forked child that its parent never ran a parallel loop: OpenMP starts here as in a fresh process."""
+    global _forked
+    _forked = False
+
+
 def _build(threads: int, llvm_ir: str) -> int:
     header = "\n".join(re.findall(r"^target .*$", llvm_ir, re.MULTILINE))
     with _lock:

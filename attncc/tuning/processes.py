@@ -7,6 +7,7 @@ each of them (10 to 25 s), and time kernels on TVM's thread pool, where users ru
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -29,6 +30,11 @@ class Builders:
         """`function(*call)` for each call, in order; a `Failure` where it raised, died or hung."""
         futures = [self._pool.submit(function, *call) for call in calls]
         return [caught(future.result, self._patience) for future in futures]
+
+    def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        """`function(*args)`, some time: `caught` gives its result."""
+        future: Future[T] = self._pool.submit(function, *args)
+        return future
 
     def close(self) -> None:
         """End the processes."""

@@ -1,0 +1,40 @@
+"""Kernels for machines that are not this one: built here, up to an object file of that machine."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from attncc import schedules
+from attncc.runtime import build
+from attncc.schedules import Problem
+from attncc.spec import AttentionSpec
+from attncc.target import parse
+
+MACHINES = {"neoverse-v1": ("aarch64", 183), "sapphirerapids": ("x86_64", 62)}
+"""Architecture, and ELF's number of it."""
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_cross_compilation(name: str, tmp_path: Path) -> None:
+    """What a fleet's tuner sends to such a device: LLVM IR that names it, and that LLVM makes an object of for it."""
+    from attncc import _tvm
+
+    target = parse(name)
+    spec = AttentionSpec(dtype="float32", head_dim=32, value_dim=32)
+    problem = Problem(1, 2, 128, 128, 2)
+    family = next(f for f in schedules.families(target) if f.suits(spec, problem) and not f.declines(spec, target))
+    text = build.compile_llvm(spec, target, family, family.decisions(spec, target)).decode()
+    arch, number = MACHINES[name]
+    assert f'target triple = "{arch}-' in text
+    assert f'"target-cpu"="{name}"' in text
+    options = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.mcpu, "mattr": list(target.mattr)}
+    module = family.module(spec, target, family.decisions(spec, target))
+    compiled = _tvm.compile_module(module, _tvm.Target(options)).mod
+    path = tmp_path / "kernel.o"
+    compiled.write_to_file(str(path), "o")
+    header = path.read_bytes()[:20]
+    kind, machine = struct.unpack("<HH", header[16:20])
+    assert (header[:4], kind, machine) == (b"\x7fELF", 1, number)

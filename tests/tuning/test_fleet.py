@@ -1,0 +1,164 @@
+"""A fleet on the loopback interface: a tracker and devices as users start them, measured on, killed, and listed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from attncc.schedules import Problem
+from attncc.spec import AttentionSpec
+from attncc.tuning.crew import NoDevices
+from attncc.tuning.fleet import RpcMeasurer, measurer
+from attncc.tuning.measure import Candidate
+from attncc.tuning.survey import survey
+from attncc.tuning.task import Task
+from attncc.tuning.tracker import Address
+
+pytest.importorskip("tornado", reason="TVM's tracker needs tornado")
+
+
+class Started:
+    """A server that was started by its command, with all its sessions."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "attncc", "device", *arguments, "--json"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    @property
+    def address(self) -> Address:
+        """Where it listens, as soon as it does."""
+        assert self.process.stdout is not None
+        where = json.loads(self.process.stdout.readline())
+        return Address(where["host"], where["port"])
+
+    def send(self, number: signal.Signals) -> None:
+        os.killpg(self.process.pid, number)
+
+    def end(self) -> None:
+        """As if its machine lost power."""
+        if self.process.returncode is None:
+            self.send(signal.SIGKILL)
+            self.process.communicate()
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[Started]:
+    server = Started(*arguments)
+    try:
+        yield server
+    finally:
+        server.end()
+
+
+@contextmanager
+def fleet(count: int) -> Iterator[tuple[str, list[Started], list[Address]]]:
+    """A tracker and `count` devices under the key "zen": the tracker's address, the devices, and theirs."""
+    with ExitStack() as stack:
+        tracker = str(stack.enter_context(started("tracker", "--port", "0")).address)
+        serve = ("serve", "--tracker", tracker, "--key", "zen", "--port", "0")
+        devices = [stack.enter_context(started(*serve)) for _ in range(count)]
+        yield tracker, devices, [device.address for device in devices]
+
+
+def a_task(of: RpcMeasurer, length: int = 64) -> Task:
+    spec = AttentionSpec(dtype="float32", head_dim=16, value_dim=16)
+    return Task(spec, "cpu.prefill.fp32", Problem(1, 2, length, length, min(2, of.threads)), of.target)
+
+
+def candidates(task: Task, count: int) -> list[Candidate]:
+    """The default, and others that differ from it in one decision."""
+    found = [task.default]
+    for name, values in task.space.items():
+        found += [Candidate({**task.default.decisions, name: value}) for value in values]
+    return list(dict.fromkeys(found))[:count]
+
+
+def test_a_fleet_of_one() -> None:
+    """Measured and compared over RPC; the device is listed, and listens on the loopback interface alone."""
+    with fleet(1) as (tracker, _, (device,)):
+        measuring = measurer(tracker, "zen")
+        try:
+            task = a_task(measuring)
+            tried = candidates(task, 3)
+            outcomes = dict(measuring.measure(task, tried))
+            assert outcomes.keys() == set(tried)
+            assert all(outcome.seconds and outcome.seconds > 0 for outcome in outcomes.values()), outcomes
+            compared = measuring.compare(task, tried[:2], turns=3)
+            assert [len(outcome.turns) for outcome in compared.outcomes] == [3, 3]
+            assert compared.sdpa is not None and compared.sdpa.seconds
+        finally:
+            measuring.close()
+        (answer,) = survey(Address.parse(tracker))
+        assert (answer.device.address, answer.state) == (device, "free")
+        assert answer.description is not None and answer.description.target == measuring.target
+        for address in (device, Address.parse(tracker)):
+            with pytest.raises(OSError):
+                socket.create_connection((_outside(), address.port), timeout=5)
+
+
+def _outside() -> str:
+    """An address of this machine that others might reach; of the loopback net, but not 127.0.0.1, if it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it only asks for a route
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.2"
+
+
+@pytest.mark.slow
+def test_a_device_is_killed_under_load() -> None:
+    """Every candidate is measured all the same. When the last device is gone too, that is an error that says so."""
+    said: list[str] = []
+    with fleet(2) as (tracker, devices, addresses):
+        measuring = measurer(tracker, "zen", said.append)
+        try:
+            task = a_task(measuring, 512)
+            tried = candidates(task, 12)
+            found = []
+            for candidate, outcome in measuring.measure(task, tried):
+                found.append((candidate, outcome))
+                if len(found) == 3:
+                    devices[0].end()
+            assert {candidate for candidate, _ in found} == set(tried) and len(found) == len(tried)
+            assert all(outcome.seconds for _, outcome in found), found
+            kept = []
+            with pytest.raises(NoDevices, match=r"no device is left under 'zen'.*attncc device serve"):
+                for candidate, _ in measuring.measure(task, tried):
+                    kept.append(candidate)
+                    devices[1].end()
+            assert kept
+        finally:
+            measuring.close()
+        assert any(f"device {addresses[1]} was lost" in line for line in said)
+
+
+@pytest.mark.slow
+def test_a_silent_device_and_another_machine() -> None:
+    """One that stops answering is left behind; one that serves another target is refused in words."""
+    said: list[str] = []
+    with fleet(2) as (tracker, devices, _):
+        measuring = RpcMeasurer(Address.parse(tracker), "zen", patience=10, say=said.append)
+        serve = ("serve", "--tracker", tracker, "--key", "zen", "--port", "0", "--target", "x86-64-v3")
+        with started(*serve) as other:
+            where = other.address
+            try:
+                task = a_task(measuring)
+                stop = threading.Timer(1.0, devices[0].send, [signal.SIGSTOP])
+                stop.start()
+                outcomes = dict(measuring.measure(task, candidates(task, 12)))
+                assert all(outcome.seconds for outcome in outcomes.values()), outcomes
+            finally:
+                devices[0].send(signal.SIGCONT)
+                measuring.close()
+            if measuring.target.mcpu != "x86-64-v3":
+                assert any(f"device {where} is not used: it is another machine" in line for line in said), said
