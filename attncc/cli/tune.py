@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "[bold]Examples[/]\n\nattncc tune package.models:factory\n\nattncc tune --suite common --seconds 600\n\n"
-    "attncc tune --workload shapes.json --trials 256 --report tuned.html\n\n"
+    "attncc tune --workload shapes.json --trials 256 --report tuned.html\n\nattncc tune --check\n\n"
     'shapes.json: [{{"heads": 32, "kv_heads": 8, "q_len": 1, "kv_len": 4096, "head_dim": 128}}]'
 )
 
@@ -29,6 +29,9 @@ def tune(
     seconds: Annotated[float | None, typer.Option(min=1, help="End after this time, for all tasks together.")] = None,
     database: Annotated[Path | None, typer.Option(help="File of records; the user's own by default.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report (needs attncc[tune]).")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Instead, measure what the records claim again, beside the defaults.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -37,8 +40,12 @@ def tune(
     The factory returns (model, inputs), as for `attncc explain`; its attention calls become tasks, those first where
     most time may be won. Each candidate is checked against float64 before its time counts, and what wins must beat the
     default in a paired comparison by more than the noise. Stop it at any time: what was measured is on record, and the
-    next run goes on from there. Exit status 1 where nothing was measured.
+    next run goes on from there. Exit status 1 where nothing was measured; with --check, where a record is slower than
+    the default or fails.
     """
+    if check:
+        _check(database, json)
+        return
     from attncc.cli._console import show, show_json
     from attncc.cli._tuning import progress
     from attncc.target import detect
@@ -77,6 +84,27 @@ def _tasks(factory: str | None, workload: Path | None, suite: str | None, target
         return of_cases(SUITES[suite], target)
     model, args, kwargs = call(factory or "")
     return of_model(model, args, kwargs, target)
+
+
+def _check(database: Path | None, json: bool) -> None:
+    """Have every claim of the records measured again, and show what became of it."""
+    from attncc.cli._console import progress, show, show_json
+    from attncc.cli._tuning import verdicts, verdicts_json
+    from attncc.tuning.database import Database
+    from attncc.tuning.recheck import recheck
+
+    with progress(1) as say:
+        found = recheck(
+            Database(database), progress=lambda record, number, total: say(f"{number + 1}/{total} {record.bucket}")
+        )
+    if not found:
+        raise ValueError("nothing was checked: no record here claims to beat a default")
+    if json:
+        show_json(verdicts_json(found))
+    else:
+        show(verdicts(found))
+    if any(verdict.bad for verdict in found):
+        raise typer.Exit(1)
 
 
 def _measurer() -> Measurer | None:

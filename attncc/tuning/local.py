@@ -26,10 +26,11 @@ COMPARED = 4.0
 class LocalMeasurer:
     """A `Measurer` on this machine's CPU. Raises ImportError, naming the extra, where workers cannot be started."""
 
-    def __init__(self, patience: float = PATIENCE) -> None:
+    def __init__(self, patience: float = PATIENCE, builders: int | None = None) -> None:
+        """`patience` is how long a candidate may take, in seconds; `builders` the number of processes that build."""
         self._patience = patience
         self._runner = Runner()
-        self._builders = Builders(min(detect().cores, 16), patience)
+        self._builders = Builders(builders or min(detect().cores, 16), patience)
         self._folder = tempfile.TemporaryDirectory(prefix="attncc-tune-")
         self._jobs: dict[tuple[object, ...], worker.Job] = {}
         self._built: dict[Candidate, bytes | Failure] = {}

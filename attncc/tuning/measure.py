@@ -6,6 +6,7 @@ candidate: one that does not build, crashes, hangs or computes wrongly has an `O
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -51,8 +52,8 @@ class Outcome:
     @classmethod
     def of(cls, turns: Sequence[float]) -> Outcome:
         """The outcome of the times of some turns, at least one."""
-        low, middle, high = (quantile(turns, at) for at in (0.25, 0.5, 0.75))
-        return cls(middle, high - low, turns=tuple(turns))
+        low, _, high = statistics.quantiles(turns, n=4, method="inclusive") if len(turns) > 1 else (0.0, 0.0, 0.0)
+        return cls(statistics.median(turns), high - low, turns=tuple(turns))
 
     @classmethod
     def failed(cls, reason: str) -> Outcome:
@@ -87,12 +88,3 @@ class Measurer(Protocol):
     def close(self) -> None:
         """End what was started."""
         ...
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of `values` lie, linear between neighbours."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from attncc.tuning.database import Database
-from attncc.tuning.measure import Candidate, Measurer, Outcome, quantile
+from attncc.tuning.measure import Candidate, Measurer, Outcome
+from attncc.tuning.paired import Paired
 from attncc.tuning.record import Record, machine, outside
 from attncc.tuning.searcher import searcher_for
 from attncc.tuning.task import Task
@@ -199,12 +200,16 @@ def _finish(state: Search, measurer: Measurer, database: Database) -> None:
 
 def _final_record(state: Search, candidate: Candidate, outcome: Outcome) -> Record:
     """The record of a finalist; the default is one, so that the database knows where nothing beat it."""
-    task, default = state.task, state.default
-    ratios = [base / own for base, own in zip(default.turns, outcome.turns, strict=False)]
-    low, middle, high = (quantile(ratios, at) for at in (0.25, 0.5, 0.75))
+    task = state.task
     return Record(
-        spec=task.spec.json, family=task.family, decisions=dict(candidate.decisions), problem=task.problem,
-        target=task.target, seconds=outcome.seconds, spread=(high - low) / middle, default_seconds=default.seconds,
-        default_family=task.family, default_decisions=dict(task.default.decisions),
-        sdpa_seconds=state.sdpa.seconds if state.sdpa is not None else None, trials=len(state.trials),
-    )  # fmt: skip
+        spec=task.spec.json,
+        family=task.family,
+        decisions=dict(candidate.decisions),
+        problem=task.problem,
+        target=task.target,
+        **asdict(Paired.of(outcome.turns, state.default.turns)),
+        default_family=task.family,
+        default_decisions=dict(task.default.decisions),
+        sdpa_seconds=state.sdpa.seconds if state.sdpa is not None else None,
+        trials=len(state.trials),
+    )

@@ -27,6 +27,8 @@ from attncc.tuning.sdpa import sdpa
 
 TURNS, SECONDS = 7, 0.025
 """Of a trial: enough to rank candidates. Who wins is decided by `compare`."""
+COMPARED, LEAST_TURNS = 30.0, 5
+"""Seconds that a comparison may take about, and the turns that it takes all the same."""
 HOPELESS = 2.5
 """Times the default's, from which a candidate is not measured any longer: one turn says enough."""
 
@@ -81,7 +83,9 @@ def compare(job: Job, default: Built, candidates: Sequence[Built], turns: int) -
     peer = sdpa(job.spec, bench.operands)
     if peer is not None:
         calls["sdpa"] = peer
-    return turns_of(calls, turns=turns, seconds=2 * SECONDS, patience=6.0)
+    round_takes = sum(max(_timed(call), 2 * SECONDS) for call in calls.values())
+    affordable = max(LEAST_TURNS, min(turns, int(COMPARED / round_takes)))
+    return turns_of(calls, turns=affordable, seconds=2 * SECONDS)
 
 
 class _Bench:
