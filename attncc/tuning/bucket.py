@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Self
 
 from attncc.schedules.family import Problem
@@ -25,14 +25,18 @@ class Bucket:
     threads: int
 
     def __post_init__(self) -> None:
-        if any(size < 1 or size & (size - 1) for size in astuple(self)):
+        if any(size < 1 or size & (size - 1) for size in self.sizes):
             raise ValueError(f"sizes of a bucket are powers of two, not {self}")
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """All four."""
+        return self.heads, self.q_len, self.kv_len, self.threads
 
     @classmethod
     def of(cls, problem: Problem) -> Self:
         """The bucket that a call of these sizes falls into."""
-        sizes = (problem.batch * problem.heads, problem.q_len, problem.kv_len, problem.threads)
-        return cls(*(1 << (size - 1).bit_length() for size in sizes))
+        return cls(*(1 << doublings for doublings in doublings_of(problem)))
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -44,8 +48,18 @@ class Bucket:
 
     def distance(self, other: Bucket) -> int:
         """How many doublings lie between two buckets, over all four sizes."""
-        pairs = zip(astuple(self), astuple(other), strict=True)
+        pairs = zip(self.sizes, other.sizes, strict=True)
         return sum(abs(one.bit_length() - two.bit_length()) for one, two in pairs)
 
     def __str__(self) -> str:
         return f"h{self.heads} q{self.q_len} k{self.kv_len} t{self.threads}"
+
+
+def doublings_of(problem: Problem) -> tuple[int, int, int, int]:
+    """The logarithms of the sizes of a problem's bucket: what tells buckets apart, at a fraction of their cost."""
+    return (
+        (problem.batch * problem.heads - 1).bit_length(),
+        (problem.q_len - 1).bit_length(),
+        (problem.kv_len - 1).bit_length(),
+        (problem.threads - 1).bit_length(),
+    )

@@ -26,7 +26,7 @@ from attncc.runtime.stats import DEFAULT
 from attncc.schedules import Family, Problem
 from attncc.spec import AttentionSpec
 from attncc.target import Target
-from attncc.tuning.bucket import Bucket
+from attncc.tuning.bucket import Bucket, doublings_of
 from attncc.tuning.database import latest
 from attncc.tuning.record import LEAST_GAIN, Record, family_named, machine
 from attncc.tuning.sources import Source, Stamp, sources
@@ -68,7 +68,7 @@ def choice(spec: AttentionSpec, family: Family, target: Target, problem: Problem
     A record may name another family, which must suit these sizes as well. Reads the databases when this attention and
     bucket are asked for the first time, and when a file has changed.
     """
-    found = _found(spec, family, target, Bucket.of(problem))
+    found = _found(spec, family, target, problem)
     for candidate in found:
         record = candidate.record
         if record is None:
@@ -84,16 +84,21 @@ def analytic(spec: AttentionSpec, family: Family, target: Target, source: str = 
     return Choice(family, family.decisions(spec, target), source)
 
 
-def _found(spec: AttentionSpec, family: Family, target: Target, bucket: Bucket) -> tuple[_Found, ...]:
-    """What the records say of such calls, best first; remembered for as long as no file changes."""
-    stamped = tuple((source, source.stamp()) for source in sources())
-    key = (stamped, spec.name, family.name, target, bucket)
-    found = _remembered.get(key)
-    if found is None:
-        if len(_remembered) >= _MOST_REMEMBERED:
-            _remembered.clear()
-        known = [(source, _records(source, stamp, spec.name)) for source, stamp in stamped if stamp is not None]
-        found = _remembered[key] = tuple(_judged(spec, family, target, bucket, known))
+def _found(spec: AttentionSpec, family: Family, target: Target, problem: Problem) -> tuple[_Found, ...]:
+    """What the records say of such calls, best first; remembered for as long as no file changes.
+
+    A cache that grows by a key a call asks at each of them: the way to what is remembered is short.
+    """
+    stamped = tuple([(source, source.stamp()) for source in sources()])
+    key = (spec.name, family.name, target, doublings_of(problem))
+    known = _remembered.get(key)
+    if known is not None and known[0] == stamped:
+        return known[1]
+    if len(_remembered) >= _MOST_REMEMBERED:
+        _remembered.clear()
+    records = [(source, _records(source, stamp, spec.name)) for source, stamp in stamped if stamp is not None]
+    found = tuple(_judged(spec, family, target, Bucket.of(problem), records))
+    _remembered[key] = stamped, found
     return found
 
 
@@ -186,4 +191,4 @@ def _count(number: int, noun: str) -> str:
 
 
 _MOST_REMEMBERED = 4096
-_remembered: dict[object, tuple[_Found, ...]] = {}
+_remembered: dict[object, tuple[object, tuple[_Found, ...]]] = {}
