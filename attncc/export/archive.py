@@ -74,7 +74,7 @@ class Manifest:
     sites: tuple[dict[str, Any], ...]
     """Every attention that was found: fused or not, where, and why."""
     guards: tuple[str, ...]
-    """Conditions on sizes that fusing added, as torch.export writes them; the program checks them."""
+    """Conditions on sizes that fusing added, such as `q.size()[3] == 16`; the program checks them."""
     libraries: tuple[Library, ...]
     digests: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every other record, by name."""

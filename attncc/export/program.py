@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import sympy
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils import _pytree as pytree
 
 from attncc.advice import next_step
@@ -36,7 +39,7 @@ class Captured:
     calls: tuple[Call, ...]
     """Every call of attncc's operators."""
     guards: tuple[str, ...]
-    """Conditions on sizes that fusing added, as torch.export writes them; the program checks them."""
+    """Conditions on sizes that fusing added, such as `q.size()[3] == 16`; the program checks them."""
 
 
 def capture(
@@ -52,7 +55,8 @@ def capture(
         program = model if isinstance(model, ExportedProgram) else _exported(model, args, kwargs, dynamic_shapes)
         fused, found = _fused(program, verify)
     fused.example_inputs = _blank(fused.example_inputs)
-    guards = tuple(guard for guard in fused._guards_code if guard not in program._guards_code)
+    added = [guard for guard in fused._guards_code if guard not in program._guards_code]
+    guards = tuple(re.sub(r"L\['(\w+)'\]", r"\1", guard) for guard in added)
     return Captured(fused, tuple(map(_site, found)), tuple(_calls(fused.graph_module)), guards)
 
 
@@ -93,12 +97,8 @@ class _Function(nn.Module):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
-        self.function = function
-        self.eval()
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function."""
-        return self.function(*args, **kwargs)
+        self.forward = function  # itself, so that torch.export sees the names of its arguments
+        self.training = False
 
 
 @contextmanager
@@ -137,7 +137,25 @@ def _fused(program: ExportedProgram, verify: bool) -> tuple[ExportedProgram, lis
         return program, []
     if not any(site.fused for site in found):
         return program, found
-    return program._update(fused, _signature(program, fused)), found
+    open_sizes = _symbols(fused)
+    result = ExportedProgram(
+        root=fused,
+        graph=fused.graph,
+        graph_signature=_signature(program, fused),
+        state_dict=program.state_dict,
+        range_constraints={s: limits for s, limits in program.range_constraints.items() if s in open_sizes},
+        module_call_graph=program.module_call_graph,
+        example_inputs=program.example_inputs,
+        constants=program.constants,
+        verifiers=program.verifiers,
+    )
+    return result, found
+
+
+def _symbols(graph: fx.GraphModule) -> set[sympy.Symbol]:
+    """The sizes that are still open in a graph: fusing may have fixed some."""
+    found: set[sympy.Symbol] = set()
+    return found.union(*(free_symbols(node.meta.get("val")) for node in graph.graph.nodes))
 
 
 def _blank(inputs: Any) -> Any:
