@@ -27,6 +27,9 @@ def tune(
     suite: Annotated[str | None, typer.Option(help="Shapes that people run: common.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="Candidates a task; those on record count.")] = 64,
     seconds: Annotated[float | None, typer.Option(min=1, help="End after this time, for all tasks together.")] = None,
+    neighbours: Annotated[
+        bool, typer.Option("--neighbours", help="Also measure winners at half and at twice the lengths.")
+    ] = False,
     database: Annotated[Path | None, typer.Option(help="File of records; the user's own by default.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report (needs attncc[tune]).")] = None,
     check: Annotated[
@@ -58,7 +61,7 @@ def tune(
         require()
     with progress() as say:
         tasks = _tasks(factory, workload, suite, detect())
-        tuned = tune_tasks(tasks, Budget(trials, seconds), database, _measurer(), say, seed)
+        tuned = tune_tasks(tasks, Budget(trials, seconds), database, _measurer(), say, seed, neighbours)
     if report is not None:
         tuned.html(report)
     if json:

@@ -6,6 +6,7 @@ each of them (10 to 25 s), and time kernels on TVM's thread pool, where users ru
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -24,11 +25,11 @@ class Builders:
         self._patience = patience
         self._pool = _popen().PopenPoolExecutor(count, timeout=patience)
         for _ in range(count):  # each imports TVM while the caller does
-            self._pool.submit(_ready)
+            self._pool.submit(_undisturbed, _ready)
 
     def map(self, function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T | Failure]:
         """`function(*call)` for each call, in order; a `Failure` where it raised, died or hung."""
-        futures = [self._pool.submit(function, *call) for call in calls]
+        futures = [self._pool.submit(_undisturbed, function, *call) for call in calls]
         return [caught(future.result, self._patience) for future in futures]
 
     def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
@@ -47,14 +48,14 @@ class Runner:
     def __init__(self) -> None:
         self._worker = _popen().PopenWorker()
         self._starting = True
-        self._worker.send(_ready)
+        self._worker.send(_undisturbed, (_ready,))
 
     def call(self, function: Callable[..., T], *args: Any, patience: float) -> T | Failure:
         """`function(*args)`, or a `Failure` where it raised, died or took longer than `patience` seconds."""
         if self._starting:
             self._starting = False
             caught(self._worker.recv, patience)
-        self._worker.send(function, args, timeout=patience)
+        self._worker.send(_undisturbed, (function, *args), timeout=patience)
         return caught(self._worker.recv, patience)
 
     def close(self) -> None:
@@ -72,6 +73,12 @@ def caught(result: Callable[[], T], patience: float) -> T | Failure:
         return Failure("crashed, and took its process down")
     except Exception as error:  # of whatever class the worker's was: the last line of its traceback says which
         return Failure((str(error).strip().splitlines() or [type(error).__name__])[-1])
+
+
+def _undisturbed(function: Callable[..., T], *args: Any) -> T:
+    """The call, in a worker that leaves Ctrl-C to the process that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return function(*args)
 
 
 def _ready() -> None:

@@ -56,6 +56,7 @@ class Tuned:
             "nothing": self.nothing,
             "peak": None if self.session.peak is None else self.session.peak.to_json(),
             "tasks": [described(state) for state in self.searches],
+            "interrupted": self.session.interrupted,
             "skipped": [{"task": task, "reason": reason} for task, reason in self.session.skipped],
         }
 
@@ -83,6 +84,8 @@ class Tuned:
         notes = [Text(f"{task} was not tuned: {reason}") for task, reason in self.session.skipped]
         if self.nothing and not self.session.skipped:
             notes.append(Text(f"Nothing was measured: {self.nothing}."))
+        if self.session.interrupted:
+            notes.append(Text("Stopped early; the next run goes on from here."))
         notes.append(Text(f"Records: {self.database}", style="dim"))
         return Group(rows, *notes) if self.searches else Group(*notes)
 
@@ -110,6 +113,10 @@ def described(state: Search) -> dict[str, Any]:
         "finalists": [
             {"seconds": r.seconds, "gain": r.gain, "spread": r.spread, "decisions": dict(r.decisions)}
             for r in state.finals
+        ],
+        "neighbours": [
+            {"bucket": str(r.bucket), "seconds": r.seconds, "gain": r.gain, "spread": r.spread}
+            for r in state.neighbours
         ],
         "sdpa_seconds": None if state.sdpa is None else state.sdpa.seconds,
         "floor": None if state.floor is None else {"seconds": state.floor[0], "limit": state.floor[1]},

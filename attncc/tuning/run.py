@@ -24,6 +24,7 @@ def tune_tasks(
     measurer: Measurer | None = None,
     progress: Say | None = None,
     seed: int = 0,
+    neighbours: bool = False,
 ) -> Tuned:
     """Search all tasks within a budget, on this machine unless a measurer is given, and put it all on record."""
     records, say = Database(database), progress or _silent
@@ -31,10 +32,11 @@ def tune_tasks(
     if not tasks:
         return Tuned(session.Session(), target, records.path)
     if measurer is not None:
-        return Tuned(session.run(tasks, budget, measurer, records, say=say, seed=seed), target, records.path)
+        found = session.run(tasks, budget, measurer, records, neighbours=neighbours, say=say, seed=seed)
+        return Tuned(found, target, records.path)
     local = LocalMeasurer()
     try:
-        found = session.run(tasks, budget, local, records, peak=measure_peak, say=say, seed=seed)
+        found = session.run(tasks, budget, local, records, peak=measure_peak, neighbours=neighbours, say=say, seed=seed)
     finally:
         local.close()
     return Tuned(found, target, records.path)

@@ -52,6 +52,8 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     finals: list[Record] = field(default_factory=list)
     """The finalists, each in interleaved turns with the default: what the runtime goes by."""
+    neighbours: list[Record] = field(default_factory=list)
+    """The winner against the default in the buckets next to its own, where that was asked for."""
     seconds: float = 0.0
     """What it took."""
     floor: tuple[float, str] | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from attncc.tuning import roofline
+from attncc.tuning.carry import carried
 from attncc.tuning.database import Database
 from attncc.tuning.measure import Measurer
 from attncc.tuning.search import Budget, Search, search, start
@@ -45,6 +46,8 @@ class Session:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """Tasks that could not be measured at all, and why."""
     seconds: float = 0.0
+    interrupted: bool = False
+    """Whether Ctrl-C ended it."""
     peak: Peak | None = None
     """What the machine can do, where it was measured."""
 
@@ -64,15 +67,20 @@ def run(
     database: Database,
     *,
     peak: Callable[[], Peak] | None = None,
+    neighbours: bool = False,
     say: Say = lambda progress: None,
     seed: int = 0,
 ) -> Session:
-    """Search all tasks, those first where most time may be won. `peak` measures how much that is at most."""
+    """Search all tasks, those first where most time may be won.
+
+    `peak` measures how much that is at most; with `neighbours` each winner also meets the default at sizes nearby.
+    Ctrl-C ends the run as a deadline does: what was found until then is on record, and in the result.
+    """
     began = time.monotonic()
     end = began + budget.seconds if budget.seconds is not None else float("inf")
     session = Session()
     try:
-        session.searches += _started(tasks, measurer, end, session, say)
+        _start_all(tasks, measurer, end, session, say)
         if peak is not None and session.searches:
             say(Progress(len(tasks), 0, None, 0, None, "measuring what the machine can do"))
             session.peak = peak()
@@ -84,8 +92,11 @@ def run(
             now = time.monotonic()
             deadline = now + (end - now) / left
             search(state, budget.trials, deadline, measurer, database, _teller(session, number, budget, end, say), seed)
-    finally:  # what was found until Ctrl-C is worth showing, too
-        session.seconds = time.monotonic() - began
+            if neighbours:
+                state.neighbours = carried(state, measurer, database)
+    except KeyboardInterrupt:
+        session.interrupted = True
+    session.seconds = time.monotonic() - began
     return session
 
 
@@ -96,9 +107,8 @@ def potential(state: Search) -> float:
     return state.task.calls * max(took - least, 0.0)
 
 
-def _started(tasks: Sequence[Task], measurer: Measurer, end: float, session: Session, say: Say) -> list[Search]:
-    """The default of each task, measured beside SDPA."""
-    found = []
+def _start_all(tasks: Sequence[Task], measurer: Measurer, end: float, session: Session, say: Say) -> None:
+    """Measure the default of each task beside SDPA."""
     for task in tasks:
         if time.monotonic() >= end:
             session.skipped.append((str(task), "there was no time left to begin with it"))
@@ -111,8 +121,7 @@ def _started(tasks: Sequence[Task], measurer: Measurer, end: float, session: Ses
             session.skipped.append((str(task), str(error)))
             continue
         state.seconds = time.monotonic() - began
-        found.append(state)
-    return found
+        session.searches.append(state)
 
 
 def _floor(task: Task, peak: Peak) -> tuple[float, str] | None:

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from pretended import FOREVER, SPEC, Pretended, task
 
+from attncc import schedules
 from attncc.schedules import Problem
+from attncc.schedules.cpu.fallback import Fallback
 from attncc.target import detect
 from attncc.tuning import session
 from attncc.tuning.database import Database
@@ -64,3 +66,17 @@ def test_a_session_orders_tasks_by_what_they_can_win_and_shares_time(tmp_path: P
     assert {p.number for p in heard} == {0, 1, 2} and all(p.left is not None for p in heard if p.state is not None)
     late = session.run([rare], Budget(seconds=-1.0), Pretended(), Database(tmp_path / "other"))
     assert late.measured == 0 and "no time left" in late.skipped[0][1]
+
+
+def test_ctrl_c_ends_a_session_with_what_was_found(tmp_path: Path) -> None:
+    found = session.run([task()], Budget(9), Pretended(stop_after=3), Database(tmp_path / "db"))
+    assert found.interrupted and found.measured == 3
+
+
+def test_winners_are_carried_to_the_buckets_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules, "CPU", (Fallback(),))  # the family that the task names
+    database = Database(tmp_path / "db")
+    found = session.run([task()], Budget(9), Pretended(), database, neighbours=True)
+    near = found.searches[0].neighbours
+    assert [(r.problem.q_len, r.problem.kv_len) for r in near] == [(50, 50), (200, 200)]
+    assert all(r.gain == pytest.approx(0.25) and r in database.records() for r in near)
