@@ -14,9 +14,11 @@ from attncc import schedules
 from attncc.export import support
 from attncc.export.link import link
 from attncc.runtime import build, native
+from attncc.runtime.dispatch import problem_of
 from attncc.schedules import Family, Problem
 from attncc.spec import AttentionSpec
 from attncc.target import Target
+from attncc.tuning.choose import choice
 
 Size = int | None
 """A size of an attention; None where it may change from call to call."""
@@ -58,7 +60,7 @@ def wanted(calls: Iterable[Call], target: Target) -> list[Wanted]:
     found: dict[tuple[AttentionSpec, str], Wanted] = {}
     for call in dict.fromkeys(calls):
         for family in _families(call, target):
-            kernel = Wanted(call.spec, family, dict(family.decisions(call.spec, target)))
+            kernel = Wanted(call.spec, family, _decisions(call, family, target))
             found.setdefault((call.spec, family.name), kernel)
     order = [family.name for family in schedules.families(target)]
     return sorted(found.values(), key=lambda kernel: (kernel.spec.name, order.index(kernel.family.name)))
@@ -99,6 +101,17 @@ def _families(call: Call, target: Target) -> list[Family]:
     if None in (call.batch, call.heads, call.q_len, call.kv_len):
         selected[able[-1].name] = able[-1]  # sizes were sampled: should one select another family, this one serves it
     return list(selected.values())
+
+
+def _decisions(call: Call, family: Family, target: Target) -> dict[str, int]:
+    """What tuning found for a call whose sizes are fixed, on all cores of the target; else the analytic decisions."""
+    sizes = [call.batch, call.heads, call.q_len, call.kv_len]
+    fixed = [size for size in sizes if size is not None]
+    if len(fixed) == len(sizes):
+        chosen = choice(call.spec, family, target, problem_of(call.spec, *fixed, threads=target.cores))
+        if chosen.family is family:
+            return dict(chosen.decisions)
+    return dict(family.decisions(call.spec, target))
 
 
 def _problems(call: Call) -> Iterable[Problem]:

@@ -209,17 +209,19 @@ def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[-1]
 
 
-def problem_of(spec: AttentionSpec, batch: int, heads: int, q_len: int, kv_len: int) -> Problem:
-    """The problem that a call of these sizes is: with torch's number of threads, or fewer where the work is over before
-    another thread has started."""
+def problem_of(
+    spec: AttentionSpec, batch: int, heads: int, q_len: int, kv_len: int, threads: int | None = None
+) -> Problem:
+    """The problem that a call of these sizes is: with `threads` (by default torch's number), or fewer where the work is
+    over before another thread has started."""
     from attncc.schedules import Problem
 
     widths = spec.head_dim + spec.value_dim
     operations = 2 * batch * heads * q_len * kv_len * widths
     read = batch * heads // spec.group * kv_len * widths * eager.torch_dtype(spec.key_dtype or spec.dtype).itemsize
     worthwhile = 1 + int((operations / _FLOPS + read / _BYTES) / _SHARE)
-    threads = launcher.usable_threads(min(torch.get_num_threads(), worthwhile))
-    return Problem(batch, heads, q_len, kv_len, threads)
+    most = torch.get_num_threads() if threads is None else threads
+    return Problem(batch, heads, q_len, kv_len, launcher.usable_threads(min(most, worthwhile)))
 
 
 _get_num_threads = torch.get_num_threads

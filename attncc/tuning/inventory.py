@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ class Entry:
     """One task: an attention at sizes of one bucket on one kind of machine, and what its records come to."""
 
     record: Record
-    """The winner; else the best that was compared with the default; else the last."""
+    """The winner; else the best that was compared with the default; else the fastest."""
     measured: int
     failed: int
     use: str
@@ -60,8 +61,13 @@ def essence(records: Iterable[Record]) -> list[Record]:
 
 
 def leading(records: Iterable[Record]) -> Record:
-    """The winner of a task's records, else the best one beside the default, else the last."""
-    return max(records, key=lambda record: (record.wins, record.gain is not None, record.gain or 0.0, record.date))
+    """The winner of a task's records, else the best one beside the default, else the fastest, else one that failed."""
+
+    def rank(record: Record) -> tuple[bool, bool, float, float]:
+        seconds = math.inf if record.seconds is None else record.seconds
+        return record.wins, record.gain is not None, record.gain or 0.0, -seconds
+
+    return max(records, key=rank)
 
 
 def held(target: Target) -> list[Held]:

@@ -252,6 +252,18 @@ def test_a_database_can_be_named_when_a_model_is_compiled(db: Database, tmp_path
         attncc.compile(attend, database=7)
 
 
+def test_an_artifact_of_fixed_sizes_gets_the_tuned_kernel(db: Database) -> None:
+    """Where a size is open, no record can speak for all that it may be."""
+    from attncc.export.kernels import Call, wanted
+
+    sizes = (PROBLEM.batch, PROBLEM.heads, PROBLEM.q_len, PROBLEM.kv_len)
+    db.append(record(0.3, problem=dispatch.problem_of(SPEC, *sizes, threads=detect().cores)))
+    found = {kernel.family.name: kernel.decisions for kernel in wanted([Call(SPEC, *sizes)], detect())}
+    assert found[FAMILY.name] == decisions()
+    found = {kernel.family.name: kernel.decisions for kernel in wanted([Call(SPEC, *sizes[:3], None)], detect())}
+    assert found[FAMILY.name] == default()
+
+
 def test_explain_says_where_decisions_come_from(db: Database) -> None:
     import attncc
 
