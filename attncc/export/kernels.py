@@ -105,13 +105,12 @@ def _families(call: Call, target: Target) -> list[Family]:
 
 def _decisions(call: Call, family: Family, target: Target) -> dict[str, int]:
     """What tuning found for a call whose sizes are fixed, on all cores of the target; else the analytic decisions."""
-    sizes = [call.batch, call.heads, call.q_len, call.kv_len]
-    fixed = [size for size in sizes if size is not None]
-    if len(fixed) == len(sizes):
-        chosen = choice(call.spec, family, target, problem_of(call.spec, *fixed, threads=target.cores))
-        if chosen.family is family:
-            return dict(chosen.decisions)
-    return dict(family.decisions(call.spec, target))
+    default = dict(family.decisions(call.spec, target))
+    if call.batch is None or call.heads is None or call.q_len is None or call.kv_len is None:
+        return default
+    problem = problem_of(call.spec, call.batch, call.heads, call.q_len, call.kv_len, target.cores)
+    chosen = choice(call.spec, family, target, problem)
+    return dict(chosen.decisions) if chosen.family is family else default
 
 
 def _problems(call: Call) -> Iterable[Problem]:

@@ -148,7 +148,7 @@ def _unusable(record: Record, default: tuple[str, Mapping[str, int]], target: Ta
     if reason := record.misfit(target):
         return reason
     if (record.default_family, record.default_decisions) != default:
-        return f"compared with another default than the present one ({record.default_family})"
+        return f"compared with another default than {default[0]}'s; attncc tune --check measures it anew"
     return None
 
 

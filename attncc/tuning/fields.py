@@ -85,7 +85,8 @@ def object_of(text: str | bytes) -> dict[str, Any]:
 
 def _checked(data: Mapping[str, Any]) -> dict[str, Any]:
     spec = _spec(data)
-    problem = Problem(**{f.name: integer_of(part_of(data, "problem"), f.name, 1) for f in fields(Problem)})
+    sizes = part_of(data, "problem")
+    problem = Problem(**{f.name: integer_of(sizes, f.name, 1) for f in fields(Problem)})
     if data.get("bucket") != str(Bucket.of(problem)):
         raise ValueError(f"bucket {_shown(data.get('bucket'))} is not that of its problem, {Bucket.of(problem)}")
     status = text_of(data, "status")

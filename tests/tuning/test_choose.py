@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tuning_records import FAMILY, PROBLEM, SPEC, decisions, default, failed, record
 
 from attncc import reference, schedules
@@ -20,6 +24,12 @@ from attncc.tuning.choose import Choice, choice
 from attncc.tuning.database import Database
 from attncc.tuning.record import Record
 
+FIELDS = sorted(json.loads(record().to_json()))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(default())), inner, max_size=6),
+    max_leaves=8,
+)
 OTHER = decisions(edge_block=16)
 LONGER = Problem(PROBLEM.batch, PROBLEM.heads, 600, 280, 1)
 """One doubling away."""
@@ -220,6 +230,20 @@ def test_forged_decisions_cost_nothing_but_the_default(db: Database, runtime: Ca
     assert line.count(block) == 1
     run()
     assert runtime() == ["analytic default"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.sampled_from(FIELDS), JSON) | st.binary(max_size=40), min_size=1, max_size=4))
+def test_whatever_is_in_the_file_a_call_gets_a_point_of_the_space(db: Database, lines: list[Any]) -> None:
+    """Records with a field replaced, and bytes of no meaning: no error, and no decisions but known ones."""
+    whole = json.loads(record(5.0).to_json())
+    texts = [line if isinstance(line, bytes) else json.dumps({**whole, line[0]: line[1]}).encode() for line in lines]
+    db.path.write_bytes(b"\n".join(texts))
+    db.path.chmod(0o600)
+    space = FAMILY.space(SPEC, detect())
+    found = chosen()
+    assert found.family is FAMILY and found.decisions.keys() == space.keys()
+    assert all(type(value) is int and value in space[name] for name, value in found.decisions.items())
 
 
 def test_a_tuned_kernel_that_cannot_be_built_is_replaced_by_the_default(
