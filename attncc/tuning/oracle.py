@@ -15,9 +15,9 @@ from attncc.spec import AttentionSpec
 
 ULP = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
 """The distance from 1 to the next number."""
-PRODUCTS = 1 << 27
+PRODUCTS = 1 << 25
 """Multiply-adds in float64 that a check may take."""
-CHUNK = 1 << 24
+CHUNK = 1 << 23
 """Of them at a time: each is a number in memory."""
 HEADS = 3
 

@@ -188,6 +188,8 @@ def _finish(state: Search, measurer: Measurer, database: Database) -> None:
     """Compare the fastest trials with the default, turn by turn, and put what came of it on record, wins or not."""
     task = state.task
     timed = [trial for trial in state.trials if trial.outcome.seconds is not None and trial.candidate != task.default]
+    if all(trial.candidate == task.default for trial in state.trials):
+        return  # no news, and "nothing beat the default" would be some
     timed.sort(key=lambda trial: trial.outcome.seconds or 0.0)
     candidates = [task.default, *[trial.candidate for trial in timed[:FINALISTS]]]
     found = measurer.compare(task, candidates)

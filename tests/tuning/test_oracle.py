@@ -36,7 +36,7 @@ def test_rows_at_both_ends_and_between_are_worked_out() -> None:
 
 
 def test_a_call_of_many_rows_is_judged_everywhere_beside_the_default() -> None:
-    """2^27 multiply-adds are worked out in float64; an error outside of those rows shows against the default."""
+    """2^25 multiply-adds are worked out in float64; an error outside of those rows shows against the default."""
     spec = zoo.case("plain", "float32", (1, 1, 4, 4)).spec
     problem = Problem(1, spec.group * 2, 4096, 4096, 1)
     operands = operands_of(spec, problem, generated(spec, problem))

@@ -68,6 +68,12 @@ def test_a_session_orders_tasks_by_what_they_can_win_and_shares_time(tmp_path: P
     assert late.measured == 0 and "no time left" in late.skipped[0][1]
 
 
+def test_a_search_without_time_says_nothing_of_the_default(tmp_path: Path) -> None:
+    database, measurer = Database(tmp_path / "db"), Pretended()
+    state = search(start(task(), measurer), 9, 0.0, measurer, database)
+    assert not state.trials and not state.finals and not database.records()
+
+
 def test_ctrl_c_ends_a_session_with_what_was_found(tmp_path: Path) -> None:
     found = session.run([task()], Budget(9), Pretended(stop_after=3), Database(tmp_path / "db"))
     assert found.interrupted and found.measured == 3
