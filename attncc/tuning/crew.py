@@ -80,12 +80,15 @@ class Crew:
         self._sessions: list[_Session] = []
         self._asked: Tracker | None = None
         self._refused: dict[Address, str] = {}
+        self._unfit: dict[Address, str] = {}
+        """Devices that cannot do the work of this run, and why."""
         self._silent: set[Address] = set()
         self._strikes: Counter[Address] = Counter()
 
     def run(self, work: Work, jobs: Sequence[Job]) -> Iterator[Job]:
         """Each job as it is done, in whatever order. Raises NoDevices where none is left for those that are not."""
         self._waiting = deque(jobs)
+        self._unfit.clear()
         unfinished, without = list(jobs), 0.0
         try:
             while unfinished:
@@ -100,6 +103,10 @@ class Crew:
                 done = [job for job in unfinished if job.result is not None]
                 unfinished = [job for job in unfinished if job.result is None]
                 yield from done
+                if self._unfit and offer is None and not self._sessions and not self._hopeful():
+                    reason = "; ".join(dict.fromkeys(self._unfit.values()))
+                    for job in unfinished:
+                        job.result = failed(job, reason)
                 self._despair(without)
         finally:
             self._withdraw()
@@ -128,7 +135,7 @@ class Crew:
         if offer is not None:
             self._withdraw()
             self._silent.discard(offer.address)
-        return None if offer is None or offer.address in self._refused else offer
+        return None if offer is None or offer.address in {*self._refused, *self._unfit} else offer
 
     def _withdraw(self) -> None:
         if self._asked is not None:
@@ -154,21 +161,26 @@ class Crew:
         if without < GRACE:
             return
         try:
-            with Tracker(self._tracker) as tracker:
-                registered = {device.address for device in tracker.devices(self._key)}
+            hopeful = self._hopeful()
         except ConnectionError as error:
             raise NoDevices(str(error)) from error
-        if registered - self._silent - {*self._refused}:
-            if without < BUSY:
-                return
+        if hopeful and without < BUSY:
+            return
+        if hopeful:
             raise NoDevices(f"the devices under {self._key!r} have been busy with others for {without:.0f} s")
         reasons = [f"{address}: {reason}" for address, reason in self._refused.items()]
-        reasons += [f"{address}: it does not answer" for address in self._silent & registered]
+        reasons += [f"{address}: it does not answer" for address in self._silent]
         told = f" ({'; '.join(reasons)})" if reasons else ""
         raise NoDevices(
             f"no device is left under {self._key!r} at tracker {self._tracker}{told}; start one with: "
             f"attncc device serve --tracker {self._tracker} --key {self._key}"
         )
+
+    def _hopeful(self) -> set[Address]:
+        """The registered devices of which nothing bad is known."""
+        with Tracker(self._tracker) as tracker:
+            registered = {device.address for device in tracker.devices(self._key)}
+        return registered - self._silent - {*self._refused, *self._unfit}
 
     def pull(self, session: _Session) -> Job | None:
         """The next job of a session; None where there is none, or the session has been left behind."""
@@ -183,6 +195,7 @@ class Crew:
         with self._changed:
             if not session.over:
                 job.result, session.job = result, None
+                self._strikes.pop(session.offer.address, None)
                 self._changed.notify_all()
 
     def lose(self, session: _Session, reason: str) -> None:
@@ -209,11 +222,16 @@ class Crew:
 
     def refuse(self, session: _Session, reason: str) -> None:
         """End a session with a device that is none of ours."""
-        address = session.offer.address
         with self._changed:
-            self._refused[address] = reason
+            self._refused[session.offer.address] = reason
         self.end(session)
-        self._say(f"device {address} is not used: {reason}")
+        self._say(f"device {session.offer.address} is not used: {reason}")
+
+    def spare(self, session: _Session, reason: str) -> None:
+        """End a session with a device that cannot do this work, where another may."""
+        with self._changed:
+            self._unfit[session.offer.address] = reason
+        self.end(session)
 
     def end(self, session: _Session) -> None:
         """End a session in good order."""
@@ -251,15 +269,16 @@ class _Session:
         work = self.work
         # At once: an offer lapses after some seconds.
         remote = Remote(self.offer, int(CONNECT + work.limit + self.count * (work.limit + MARGIN)))
-        reason = self.crew.refusal(remote.describe())
-        if reason is None:
-            text = self._wait(work.kernel)
-            if isinstance(text, Failure):
-                raise ValueError(text)
-            self._allow(work.limit + MARGIN)
-            reason = remote.prepare(work.request, work.task, text)
-        if reason is not None:
+        if reason := self.crew.refusal(remote.describe()):
             self.crew.refuse(self, reason)
+            return
+        text = self._wait(work.kernel)
+        if isinstance(text, Failure):
+            self.crew.spare(self, f"the default could not be built: {text}")
+            return
+        self._allow(work.limit + MARGIN)
+        if reason := remote.prepare(work.request, work.task, text):
+            self.crew.spare(self, f"the default fails: {reason}")
             return
         while (job := self.crew.pull(self)) is not None:
             built = [self._wait(kernel) for kernel in job.kernels]

@@ -26,6 +26,7 @@ class World:
         self.free = list(self.devices)
         self.measured: list[tuple[str, bytes]] = []
         self.others: set[Address] = set()
+        self.unfit: dict[Address, str] = {}
         self.said: list[str] = []
         self.lock = threading.Lock()
 
@@ -107,7 +108,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
 
         def prepare(self, request: Any, task: Any, kernel: bytes) -> str | None:
             assert kernel == b"default"
-            return None
+            return self.world.unfit.get(self.address)
 
         def measure(self, kernels: Sequence[bytes], request: Any) -> Comparison:
             behave = self.world.devices[self.address]
@@ -228,3 +229,13 @@ def test_what_cannot_be_built_has_failed(world: Callable[..., World]) -> None:
     jobs = here.run(b"good", ValueError("no such tile"))
     assert sorted(outcome.failure for outcome in outcomes(jobs)) == ["", "could not be built: no such tile"]
     assert len(here.measured) == 1
+
+
+def test_work_that_no_device_can_do(world: Callable[..., World]) -> None:
+    """Another device may be able to; where none is, it is the work that has failed, not the fleet."""
+    here = world(one=slowly, two=slowly)
+    here.unfit = {Address("one", 9090): "out of memory"}
+    assert [o.seconds for o in outcomes(here.run(*KERNELS))] == [1.0] * 12
+    here.unfit[Address("two", 9090)] = "out of memory"
+    here.free = list(here.devices)
+    assert [o.failure for o in outcomes(here.run(*KERNELS))] == ["the default fails: out of memory"] * 12
