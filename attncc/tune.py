@@ -47,5 +47,6 @@ def tune(
     from attncc.tuning.search import Budget
     from attncc.tuning.workload import of_model
 
-    tasks = of_model(model, args, kwargs or {}, detect())
+    target, threads = (detect(), None) if measurer is None else (measurer.target, measurer.threads)
+    tasks = of_model(model, args, kwargs or {}, target, threads)
     return tune_tasks(tasks, Budget(trials, seconds), database, measurer, progress, seed)

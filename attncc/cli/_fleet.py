@@ -22,22 +22,14 @@ KeyOption = Annotated[str | None, typer.Option("--key", help="With --tracker: th
 def measuring(tracker: str | None, key: str | None) -> Iterator[RpcMeasurer | None]:
     """The measurer of the fleet that was named; None for this machine, where none was.
 
-    Calls that are recorded meanwhile are cut for as many threads as the devices have. Raises ValueError for half a
-    name, ConnectionError where no device answers.
+    Raises ValueError for half a name, ConnectionError where no device answers.
     """
     if tracker is None and key is None:
         yield None
         return
     if tracker is None or key is None:
         raise ValueError("--tracker HOST:PORT and --key KEY go together: they name the devices to measure on")
-    import torch
-
     from attncc.tuning.fleet import measurer
 
     with closing(measurer(tracker, key)) as fleet:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(fleet.threads)
-        try:
-            yield fleet
-        finally:
-            torch.set_num_threads(threads)
+        yield fleet

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from attncc.cli import _fleet
+
 if TYPE_CHECKING:
     from attncc.target import Target
     from attncc.tuning.measure import Measurer
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "[bold]Examples[/]\n\nattncc tune package.models:factory\n\nattncc tune --suite common --seconds 600\n\n"
     "attncc tune --workload shapes.json --trials 256 --report tuned.html\n\nattncc tune --check\n\n"
+    "attncc tune --suite common --tracker 127.0.0.1:9190 --key zen4   [dim]on devices: see attncc device[/]\n\n"
     'shapes.json: [{{"heads": 32, "kv_heads": 8, "q_len": 1, "kv_len": 4096, "head_dim": 128}}]'
 )
 
@@ -35,6 +38,8 @@ def tune(
     check: Annotated[
         bool, typer.Option("--check", help="Instead, measure what the records claim again, beside the defaults.")
     ] = False,
+    tracker: _fleet.TrackerOption = None,
+    key: _fleet.KeyOption = None,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -47,7 +52,8 @@ def tune(
     the default or fails.
     """
     if check:
-        _check(database, json)
+        with _fleet.measuring(tracker, key) as measurer:
+            _check(database, measurer, json)
         return
     from attncc.cli._console import show, show_json
     from attncc.cli._tuning import progress
@@ -59,9 +65,10 @@ def tune(
         from attncc.tuning.report import require
 
         require()
-    with progress() as say:
-        tasks = _tasks(factory, workload, suite, detect())
-        tuned = tune_tasks(tasks, Budget(trials, seconds), database, _measurer(), say, seed, neighbours)
+    with progress() as say, _fleet.measuring(tracker, key) as measurer:
+        target, threads = (detect(), None) if measurer is None else (measurer.target, measurer.threads)
+        tasks = _tasks(factory, workload, suite, target, threads)
+        tuned = tune_tasks(tasks, Budget(trials, seconds), database, measurer, say, seed, neighbours)
     if report is not None:
         tuned.html(report)
     if json:
@@ -72,7 +79,9 @@ def tune(
         raise ValueError(f"nothing was measured: {tuned.nothing}")
 
 
-def _tasks(factory: str | None, workload: Path | None, suite: str | None, target: Target) -> list[Task]:
+def _tasks(
+    factory: str | None, workload: Path | None, suite: str | None, target: Target, threads: int | None
+) -> list[Task]:
     """The tasks of whichever source is given. Raises ValueError for none or several."""
     from attncc.cli._factory import call
     from attncc.tuning.workload import SUITES, of_cases, of_model, read_cases
@@ -80,16 +89,16 @@ def _tasks(factory: str | None, workload: Path | None, suite: str | None, target
     if [factory, workload, suite].count(None) != 2:
         raise ValueError("give one of MODULE:FACTORY, --workload FILE and --suite common")
     if workload is not None:
-        return of_cases(read_cases(workload), target)
+        return of_cases(read_cases(workload), target, threads)
     if suite is not None:
         if suite not in SUITES:
             raise ValueError(f"--suite {suite}: there is {', '.join(SUITES)}")
-        return of_cases(SUITES[suite], target)
+        return of_cases(SUITES[suite], target, threads)
     model, args, kwargs = call(factory or "")
-    return of_model(model, args, kwargs, target)
+    return of_model(model, args, kwargs, target, threads)
 
 
-def _check(database: Path | None, json: bool) -> None:
+def _check(database: Path | None, measurer: Measurer | None, json: bool) -> None:
     """Have every claim of the records measured again, and show what became of it."""
     from attncc.cli._console import progress, show, show_json
     from attncc.cli._tuning import verdicts, verdicts_json
@@ -98,7 +107,10 @@ def _check(database: Path | None, json: bool) -> None:
 
     with progress(1) as say:
         found = recheck(
-            Database(database), progress=lambda record, number, total: say(f"{number + 1}/{total} {record.bucket}")
+            Database(database),
+            None if measurer is None else measurer.target,
+            measurer=measurer,
+            progress=lambda record, number, total: say(f"{number + 1}/{total} {record.bucket}"),
         )
     if not found:
         raise ValueError("nothing was checked: no record here claims to beat a default")
@@ -108,8 +120,3 @@ def _check(database: Path | None, json: bool) -> None:
         show(verdicts(found))
     if any(verdict.bad for verdict in found):
         raise typer.Exit(1)
-
-
-def _measurer() -> Measurer | None:
-    """Who measures; None for this machine."""
-    return None

@@ -11,13 +11,12 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any
 
 from attncc.tuning.description import Description
-from attncc.tuning.measure import Comparison, Outcome
+from attncc.tuning.jobs import Job, NoDevices, Work, failed
+from attncc.tuning.measure import Comparison
 from attncc.tuning.processes import Failure, caught
 from attncc.tuning.remote import Remote
 from attncc.tuning.tracker import Address, Offer, Tracker
@@ -32,40 +31,6 @@ BUSY = 900.0
 """The same where devices are registered, but serve others."""
 STRIKES = 3
 """Sessions with a device that may fail before any measurement."""
-
-
-class NoDevices(ConnectionError):
-    """No device is left to measure on."""
-
-
-@dataclass(eq=False)
-class Job:
-    """Kernels that are measured together on one device."""
-
-    kernels: Sequence[Future[bytes]]
-    """Their LLVM IR, as soon as it is built."""
-    request: Mapping[str, Any]
-    limit: float
-    """Seconds that it may take a device."""
-    result: Comparison | None = None
-    lost: list[str] = field(default_factory=list)
-    """How devices were lost with it."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What every session with a device is begun with."""
-
-    request: Mapping[str, Any]
-    task: tuple[str, bytes]
-    kernel: Future[bytes]
-    """The default's."""
-    limit: float
-
-
-def failed(job: Job, reason: str) -> Comparison:
-    """The result of a job of which no kernel can be chosen."""
-    return Comparison((Outcome.failed(reason),) * len(job.kernels))
 
 
 class Crew:

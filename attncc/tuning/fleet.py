@@ -16,8 +16,9 @@ from pathlib import Path
 
 from attncc.target import detect
 from attncc.tuning import wire, worker
-from attncc.tuning.crew import Crew, Job, Work
+from attncc.tuning.crew import Crew
 from attncc.tuning.description import Description
+from attncc.tuning.jobs import Job, Work
 from attncc.tuning.measure import Candidate, Comparison, Outcome
 from attncc.tuning.processes import Builders
 from attncc.tuning.survey import first

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from attncc.target import detect
+from attncc.target import Target, detect
 from attncc.tuning import worker
 from attncc.tuning.measure import Candidate, Comparison, Outcome
 from attncc.tuning.processes import Builders, Failure, Runner
@@ -35,6 +35,16 @@ class LocalMeasurer:
         self._jobs: dict[tuple[object, ...], worker.Job] = {}
         self._built: dict[Candidate, bytes | Failure] = {}
         self._current: worker.Job | None = None
+
+    @property
+    def target(self) -> Target:
+        """This machine."""
+        return detect()
+
+    @property
+    def threads(self) -> int:
+        """PyTorch's in this process, which the one that measures has too."""
+        return torch.get_num_threads()
 
     def measure(self, task: Task, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Outcome]]:
         """Build all, then check and time one after another."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from attncc.target import Target
     from attncc.tuning.task import Task
 
 
@@ -73,6 +74,16 @@ class Comparison:
 
 class Measurer(Protocol):
     """Builds, checks and times candidates of a task on the device that they are for."""
+
+    @property
+    def target(self) -> Target:
+        """What kernels are compiled for: tasks must be for it."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """How many threads PyTorch has where kernels are measured."""
+        ...
 
     def measure(self, task: Task, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Outcome]]:
         """Each candidate with its outcome as soon as that is known, in whatever order.

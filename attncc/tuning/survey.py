@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attncc.tuning.crew import NoDevices
 from attncc.tuning.description import Description
 from attncc.tuning.fields import line_of
+from attncc.tuning.jobs import NoDevices
 from attncc.tuning.remote import Remote
 from attncc.tuning.tracker import Address, Offer, Registered, Tracker
 

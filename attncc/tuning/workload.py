@@ -56,8 +56,12 @@ class Call:
 
 
 @contextmanager
-def recorded() -> Iterator[list[Call]]:
-    """The list that every attention which kernels compute is put into while the context lasts."""
+def recorded(threads: int | None = None) -> Iterator[list[Call]]:
+    """The list that every attention which kernels compute is put into while the context lasts.
+
+    Calls are cut for `threads` threads, those of PyTorch by default.
+    """
+    before = torch.get_num_threads()
     calls: list[Call] = []
 
     def note(plan: Plan, spec: AttentionSpec, operands: Operands, layout: str) -> Plan:
@@ -66,27 +70,36 @@ def recorded() -> Iterator[list[Call]]:
         calls.append(Call(spec, plan.problem, sample_of(operands, layout)))
         return _Counted(plan, calls[-1])
 
-    with dispatch.observed(note):
-        yield calls
+    try:
+        torch.set_num_threads(threads or before)
+        with dispatch.observed(note):
+            yield calls
+    finally:
+        torch.set_num_threads(before)
 
 
-def of_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], target: Target) -> list[Task]:
-    """The tasks of one call of a model, compiled as `attncc.compile` does. Raises whatever the model raises."""
+def of_model(
+    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], target: Target, threads: int | None = None
+) -> list[Task]:
+    """The tasks of one call of a model, compiled as `attncc.compile` does. Raises whatever the model raises.
+
+    They are for `target` and the `threads` that PyTorch has there: by default, as many as here.
+    """
     import attncc
 
     compiled = attncc.compile(model)
-    with recorded() as calls, torch.no_grad():
+    with recorded(threads) as calls, torch.no_grad():
         compiled(*args, **kwargs)
     return tasks_of(calls, target)
 
 
-def of_cases(cases: Sequence[Case], target: Target) -> list[Task]:
-    """A task for each case, under its label; one for those that share a bucket."""
+def of_cases(cases: Sequence[Case], target: Target, threads: int | None = None) -> list[Task]:
+    """A task for each case, under its label; one for those that share a bucket. `threads` as of `of_model`."""
     from attncc.bench.contenders import fused
 
     found = []
     for case in cases:
-        with recorded() as calls, torch.inference_mode():
+        with recorded(threads) as calls, torch.inference_mode():
             fused(case)(*case.inputs())
         found += tasks_of(calls, target, case.label)
     return distinct(found)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from attncc.tuning import crew
+from attncc.tuning.jobs import Job, NoDevices, Work
 from attncc.tuning.measure import Comparison, Outcome
 from attncc.tuning.tracker import Address, Offer, Registered
 
@@ -30,11 +31,11 @@ class World:
         self.said: list[str] = []
         self.lock = threading.Lock()
 
-    def run(self, *kernels: bytes | Exception, limit: float = 60.0) -> list[crew.Job]:
+    def run(self, *kernels: bytes | Exception, limit: float = 60.0) -> list[Job]:
         """Have a job of each kernel done; jobs in the order in which they were."""
         made = crew.Crew(TRACKER, "key", lambda told: "it is another machine" if told else None, self.said.append)
-        work = crew.Work({}, ("", b""), built(b"default"), limit)
-        return list(made.run(work, [crew.Job([built(kernel)], {}, limit) for kernel in kernels]))
+        work = Work({}, ("", b""), built(b"default"), limit)
+        return list(made.run(work, [Job([built(kernel)], {}, limit) for kernel in kernels]))
 
 
 def built(kernel: bytes | Exception) -> Future[bytes]:
@@ -46,7 +47,7 @@ def built(kernel: bytes | Exception) -> Future[bytes]:
     return future
 
 
-def outcomes(jobs: Sequence[crew.Job]) -> list[Outcome]:
+def outcomes(jobs: Sequence[Job]) -> list[Outcome]:
     return [job.result.outcomes[0] for job in jobs if job.result is not None]
 
 
@@ -192,12 +193,12 @@ def test_another_machine_is_refused(world: Callable[..., World]) -> None:
 def test_no_device_is_left(world: Callable[..., World]) -> None:
     """What was measured has been given out by then; the error says how to go on."""
     here = world(one=slowly)
-    done: list[crew.Job] = []
+    done: list[Job] = []
     made = crew.Crew(TRACKER, "key", lambda told: None, here.said.append)
-    jobs = [crew.Job([built(kernel)], {}, 1.0) for kernel in KERNELS]
+    jobs = [Job([built(kernel)], {}, 1.0) for kernel in KERNELS]
     here.devices[Address("one", 9090)] = _mortal(here)
-    with pytest.raises(crew.NoDevices, match=r"no device is left under 'key'.*attncc device serve"):
-        for job in made.run(crew.Work({}, ("", b""), built(b"default"), 1.0), jobs):
+    with pytest.raises(NoDevices, match=r"no device is left under 'key'.*attncc device serve"):
+        for job in made.run(Work({}, ("", b""), built(b"default"), 1.0), jobs):
             done.append(job)
     assert len(done) == 3 and all(job.result is not None for job in done)
 
@@ -219,7 +220,7 @@ def _mortal(here: World) -> Behaviour:
 def test_all_are_refused(world: Callable[..., World]) -> None:
     here = world(one=slowly)
     here.others = {Address("one", 9090)}
-    with pytest.raises(crew.NoDevices, match="one:9090: it is another machine"):
+    with pytest.raises(NoDevices, match="one:9090: it is another machine"):
         here.run(*KERNELS)
 
 

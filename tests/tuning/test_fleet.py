@@ -9,14 +9,16 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
 from attncc.schedules import Problem
 from attncc.spec import AttentionSpec
-from attncc.tuning.crew import NoDevices
+from attncc.tuning.database import Database
 from attncc.tuning.fleet import RpcMeasurer, measurer
 from attncc.tuning.measure import Candidate
 from attncc.tuning.survey import survey
@@ -116,30 +118,39 @@ def _outside() -> str:
 
 
 @pytest.mark.slow
-def test_a_device_is_killed_under_load() -> None:
-    """Every candidate is measured all the same. When the last device is gone too, that is an error that says so."""
-    said: list[str] = []
-    with fleet(2) as (tracker, devices, addresses):
-        measuring = measurer(tracker, "zen", said.append)
-        try:
-            task = a_task(measuring, 512)
-            tried = candidates(task, 12)
-            found = []
-            for candidate, outcome in measuring.measure(task, tried):
-                found.append((candidate, outcome))
-                if len(found) == 3:
-                    devices[0].end()
-            assert {candidate for candidate, _ in found} == set(tried) and len(found) == len(tried)
-            assert all(outcome.seconds for _, outcome in found), found
-            kept = []
-            with pytest.raises(NoDevices, match=r"no device is left under 'zen'.*attncc device serve"):
-                for candidate, _ in measuring.measure(task, tried):
-                    kept.append(candidate)
-                    devices[1].end()
-            assert kept
-        finally:
-            measuring.close()
-        assert any(f"device {addresses[1]} was lost" in line for line in said)
+def test_devices_are_killed_under_load(tmp_path: Path) -> None:
+    """`attncc tune` on two devices loses one, and goes on; then the other, which is an error. All measured is kept."""
+    shape = {"heads": 2, "kv_heads": 2, "q_len": 256, "kv_len": 256, "head_dim": 32}
+    (tmp_path / "shapes.json").write_text(json.dumps([shape]))
+    database = Database(tmp_path / "db")
+    with fleet(2) as (tracker, devices, _):
+
+        def tuned_while_one_dies(trials: int, device: Started) -> tuple[int, str]:
+            words = ["--workload", str(tmp_path / "shapes.json"), "--database", str(tmp_path / "db")]
+            words += ["--trials", str(trials), "--tracker", tracker, "--key", "zen"]
+            before = len(database.records())
+            with subprocess.Popen(
+                [sys.executable, "-m", "attncc", "tune", *words],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as process:
+                while len(database.records()) < before + 3 and process.poll() is None:
+                    time.sleep(0.02)
+                device.end()
+                _, said = process.communicate(timeout=300)
+            return process.returncode, said
+
+        status, said = tuned_while_one_dies(24, devices[0])
+        assert status == 0, said
+        trials = [record for record in database.records() if record.default_seconds is None]
+        assert len(trials) == len({record.candidate for record in trials}) == 24
+        assert all(record.status == "ok" for record in trials)
+        kept = len(database.records())
+        assert kept > 24, "the best were compared with the default"
+        status, said = tuned_while_one_dies(48, devices[1])
+        assert status == 1 and f"no device is left under 'zen' at tracker {tracker}" in said
+        assert len(database.records()) >= kept + 3
 
 
 @pytest.mark.slow
