@@ -44,7 +44,7 @@ class LocalMeasurer:
     @property
     def threads(self) -> int:
         """PyTorch's in this process, which the one that measures has too."""
-        return torch.get_num_threads()
+        return int(torch.get_num_threads())
 
     def measure(self, task: Task, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Outcome]]:
         """Build all, then check and time one after another."""
