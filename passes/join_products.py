@@ -57,7 +57,14 @@ class _Joining:
 
     def join(self, reads: Sequence[ir.Access]) -> ir.Access | None:
         """The read of one value in the place of one of each part, made of what the parts are made of; None if none."""
+        reads = [self._through(read) for read in reads]
         return self._known(reads) or self._product(reads) or self._map(reads)
+
+    def _through(self, read: ir.Access) -> ir.Access:
+        """The read of what a view shows."""
+        node = self.nodes[read.value]
+        bound = self._bound(read, node) if isinstance(node, ir.View) else None
+        return read if bound is None else self._through(node.accesses[0].substitute(bound))
 
     def beside(self, reads: Sequence[ir.Access]) -> ir.Access:
         """The same for tensors: as they are, side by side in a new one where they have to be."""
@@ -65,20 +72,25 @@ class _Joining:
 
     def _known(self, reads: Sequence[ir.Access]) -> ir.Access | None:
         """The one value that all parts read, if they do."""
-        alike = all(r == reads[0] for r in reads) and self.along not in axes_of(reads[0])
-        return reads[0] if alike or self._adjacent(reads) else None
-
-    def _adjacent(self, reads: Sequence[ir.Access]) -> bool:
-        """Whether the parts lie one behind the other in one value."""
-        start: Dim = 0
-        for read, length in zip(reads, self.lengths, strict=True):
-            behind = reads[0].substitute({self.along: ix.total([ix.axis(self.along)], start)})
+        if all(r == reads[0] for r in reads) and self.along not in axes_of(reads[0]):
+            return reads[0]
+        starts = [reduce(sum(self.lengths[:n], start=0)) for n in range(len(reads))]
+        moving = next((n for n, r in enumerate(reads) if self.along in axes_of(r)), None)
+        if moving is None:
+            return None
+        whole = self._shifted(reads[moving], reduce(-starts[moving]))
+        for read, start, length in zip(reads, starts, self.lengths, strict=True):
+            behind = self._shifted(whole, start)
+            if length == 1:
+                read, behind = (r.substitute({self.along: ix.constant(0)}) for r in (read, behind))
             if read.value != behind.value or not all(
                 a.terms == b.terms and equal(a.const, b.const) for a, b in zip(read.index, behind.index, strict=True)
             ):
-                return False
-            start = reduce(start + length)
-        return self.along in axes_of(reads[0])
+                return None
+        return whole
+
+    def _shifted(self, read: ir.Access, by: Dim) -> ir.Access:
+        return read.substitute({self.along: ix.total([ix.axis(self.along)], by)})
 
     def _product(self, reads: Sequence[ir.Access]) -> ir.Access | None:
         """Products that have all operands but one in common."""
@@ -200,7 +212,7 @@ def _added(node: ir.Map, nodes: Mapping[str, ir.Node]) -> Sequence[ir.Node]:
             terms = [nodes[node.operands[n].value] for n in (a, b)]
         case _:
             return ()
-    if not all(isinstance(t, ir.Contract) and len(t.operands) == 2 and len(t.reduced) == 1 for t in terms):
+    if not all(isinstance(t, ir.Contract) and len(t.operands) == 2 and len(t.reduced) <= 1 for t in terms):
         return ()
     if any(t.dtype != node.dtype for t in terms):
         return ()
@@ -208,7 +220,7 @@ def _added(node: ir.Map, nodes: Mapping[str, ir.Node]) -> Sequence[ir.Node]:
         (along,) = ir.fresh_axes(node.sizes, 1)
         try:
             operands = [_operands(node.operands[n], t, node, along) for n, t in zip((a, b), terms, strict=True)]
-            lengths = [t.sizes[t.reduced[0]] for t in terms]
+            lengths = [t.sizes[t.reduced[0]] if t.reduced else 1 for t in terms]  # of one key there is no sum
             return _weighted(node, operands, lengths, along, nodes) or _weighted(
                 node, operands[::-1], lengths[::-1], along, nodes
             )
@@ -223,7 +235,7 @@ def _operands(access: ir.Access, term: ir.Node, node: ir.Map, along: str) -> tup
     bound = bind(access, term, node.sizes)
     if bound is None:
         return ()
-    return tuple(a.substitute({**bound, term.reduced[0]: ix.axis(along)}) for a in term.accesses)
+    return tuple(a.substitute({**bound, **{key: ix.axis(along) for key in term.reduced}}) for a in term.accesses)
 
 
 def _weighted(

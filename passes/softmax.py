@@ -122,7 +122,7 @@ def _normalized(form: LogForm, total: ex.Expr, statistics: Statistics, zero: boo
         raise Refused("the exponentials that are weighted are not those that are summed", name)
     x = inner.masked
     if any(isinstance(node, ex.Load) and statistics.is_made_of_scores(node) for node in x.walk()):
-        raise Refused("the scores of the softmax are made of another softmax, or of sums over the keys", name)
+        raise Refused("the scores of the softmax are made of another softmax, or of sums or maxima", name)
     if inner.conditions and inner.conditions != form.conditions:
         raise Refused("the exponentials that are weighted are not those that are summed", name)
     safe = all([_check_shift(shift, x, statistics, name) for shift in form.shifts])

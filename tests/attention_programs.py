@@ -163,6 +163,8 @@ class Program:
             return torch.einsum("...id,...jd->...ij", q, k)
         if self.product == "keys first":
             return (k @ q.mT).mT
+        if self.product == "keys in parts":
+            return torch.cat([q @ k[..., :-1, :].mT, q @ k[..., -1:, :].mT], -1)
         if self.product == "sum":
             return (q[..., :, None, :] * k[..., None, :, :]).sum(-1)
         if self.product in ("bmm", "baddbmm") and q.shape[:-2] == k.shape[:-2]:
@@ -254,6 +256,8 @@ class Program:
             return torch.einsum("...ij,...ije->...ie", p, v[..., None, :, :] * p.shape[-2])
         if self.output == "einsum":
             return torch.einsum("...ij,...je->...ie", p, v)
+        if self.output == "values in parts":
+            return p[..., :-1] @ v[..., :-1, :] + p[..., -1:] @ v[..., -1:, :]
         return p @ v
 
 

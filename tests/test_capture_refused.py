@@ -107,7 +107,7 @@ def a_mask_of_the_mean_score(q, k, v):
     return x.masked_fill(x < x.mean(-1, keepdim=True), -1e9).softmax(-1) @ v
 
 
-@refused("made of another softmax, or of sums", *qkv())
+@refused("made of another softmax, or of sums or maxima", *qkv())
 def a_mask_of_the_largest_score(q, k, v):
     x = q @ k.mT
     return x.masked_fill(x < x.amax(-1, keepdim=True) - 1, -1e9).softmax(-1) @ v

@@ -19,7 +19,7 @@ from models.special_inputs import VOCABULARY
 from torch import nn
 
 HEADS = 4
-LARGEST = 480_000_000
+LARGEST = 300_000_000
 """Parameters that a model may have to be run here."""
 LARGEST_CYCLE = 8
 """Layers that are kept so that the first of each kind is among them."""
@@ -45,11 +45,18 @@ _MISSED = {"num_key_value_heads": lambda c: c.num_attention_heads, "rope_theta":
            "initializer_range": lambda c: 0.02, "shared_expert_intermediate_size": lambda c: 256,
            "pad_token_id": lambda c: 1, "vocab_size": lambda c: VOCABULARY}  # fmt: skip
 """What a model asks of a configuration that does not have it."""
+_MIXED = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 64}
 _GIVEN: dict[str, dict[str, Any]] = {
     "chameleon": {"vocabulary_map": {"<image>": 90}},
     "emu3": {"vocabulary_map": {"<image>": 90}},
     "xmod": {"default_language": "en_XX"},
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 16},
+    "aya_vision": {"vision_config": {"model_type": "siglip_vision_model", "hidden_size": 768}},
+    "diffusion_gemma_text": _MIXED,
+    "diffusion_gemma": {"text_config": _MIXED},
+    **{name: {"prediction_length": 8} for name in ("time_series_transformer", "autoformer", "informer")},
 }
 """Arguments without which a configuration makes no model, by the type of the model."""
 _VOCABULARY = ("vocab_size", "text_vocab_size", "audio_vocab_size", "codebook_size", "vocab_size_per_layer_input",
@@ -92,7 +99,7 @@ def _shrunk(config: Any, heads: int | None, rounds: int) -> Any:
     _fewer_layers(small, rounds)
     for name in _VOCABULARY:
         if _number(small, name, 2 * VOCABULARY):
-            _set(small, name, VOCABULARY)
+            _set(small, name, 64 if name == "codebook_size" else VOCABULARY)  # a power of two
     for name in _TOKENS:
         if _number(small, name, VOCABULARY):
             _set(small, name, 1)
@@ -127,6 +134,11 @@ def _complete(config: Any) -> None:
     heads, width = (getattr(config, n, None) for n in ("num_attention_heads", "hidden_size"))
     if getattr(config, "head_dim", 1) is None and isinstance(heads, int) and isinstance(width, int):
         _set(config, "head_dim", width // heads)
+    rope = getattr(config, "rope_parameters", None)
+    if isinstance(rope, dict) and "mrope_section" in getattr(type(config), "ignore_keys_at_rope_validation", ()):
+        size = getattr(config, "head_dim", 0) or (width or 0) // (heads or 1)
+        half = int(size * rope.get("partial_rotary_factor", 1.0)) // 2
+        rope.setdefault("mrope_section", [half - 2 * (half // 3), half // 3, half // 3])
     layers = getattr(config, "num_hidden_layers", None)
     for name, kind in (("layer_types", "full_attention"), ("mlp_layer_types", "dense")):
         if getattr(config, name, kind) is None and isinstance(layers, int):
@@ -175,6 +187,10 @@ def _fewer_layers(config: Any, rounds: int) -> None:
         until = next(n for n in range(1, len(kinds) + 1) if len(set(kinds[:n])) == len(unique))
         kinds = list(kinds[: max(2, until)] if until <= LARGEST_CYCLE else unique) * rounds
         layers = len(kinds)
+    names = getattr(config, "stage_names", None) or ()
+    flat = len(names) == getattr(config, "num_hidden_layers", -1) + 1
+    outputs = len(getattr(config, "_out_indices", None) or (-1,)) if flat else 0
+    layers = max(layers, outputs)
     full = {getattr(config, n, None) for n in _LAYERS}
     for name, value in list(vars(config).items()):
         if isinstance(value, list | tuple) and len(value) in full and len(value) > layers and name != "layer_types":
@@ -182,6 +198,9 @@ def _fewer_layers(config: Any, rounds: int) -> None:
     for name in _LAYERS:
         if _number(config, name, layers):
             _set(config, name, layers)
+    if flat and len(names) > layers + 1:
+        config.stage_names = list(names[: layers + 1])
+        config.set_output_features_output_indices(None, list(range(layers + 1))[-outputs:])
     if isinstance(kinds, list | tuple) and kinds:
         _set(config, "layer_types" if getattr(config, "layer_types", None) else "layers_block_type", list(kinds))
     if isinstance(getattr(config, "intermediate_layers_indices", None), list):
@@ -207,6 +226,11 @@ def _fewer_heads(config: Any, wanted: int) -> None:
         value = getattr(config, name, None)
         if isinstance(value, int) and value % heads == 0:
             new[name] = value // heads * few
+    inner = new.get("hidden_size", 0) * int(getattr(config, "mamba_expand", 0) or 0)
+    if inner and _number(config, "mamba_d_head", 0):
+        new["mamba_n_heads"] = inner // config.mamba_d_head
+    if inner and _number(config, "n_mamba_heads", 0):
+        new["mamba_headdim"] = inner // config.n_mamba_heads
     new |= {name: 256 for name in _INNER if _number(config, name, 256)}
     for name in _INNER:
         if isinstance(getattr(config, name, None), list | tuple):
@@ -275,7 +299,7 @@ def _size(model_class: Any, config: Any) -> int:
         except AttributeError as error:
             absent = _ABSENT.search(str(error))
             parts = [p for p in (config, *vars(config).values()) if absent and type(p).__name__ == absent[1]]
-            make = _MISSED.get(absent[2], (lambda _: 0.0) if "dropout" in absent[2] else None) if absent else None
+            make = _MISSED.get(absent[2], (lambda _: 0.0) if "drop" in absent[2] else None) if absent else None
             if absent is None or not parts or make is None:
                 raise
             for part in parts:

@@ -253,7 +253,6 @@ SPECIAL: dict[str, Callable[[Any], Inputs]] = {
     "idefics2": lambda c: text(c),
     "timesfm2_5": lambda c: {"past_values": torch.randn(2, 4 * c.patch_length)},
     "bridgetower_vision_model": lambda c: {"image": image(c)},
-    "depth_pro": lambda c: {"pixel_values": torch.randn(1, 3, 4 * c.patch_size, 4 * c.patch_size)},
     "clap": lambda c: {**text(c), "input_features": torch.randn(2, 1, 1001, 64)},
     "tvp": lambda c: {**text(c), "pixel_values": torch.randn(2, 2, 3, c.max_img_size, c.max_img_size)},
     "deepseek_ocr2_encoder": _experts,

@@ -150,6 +150,7 @@ def _work(connection: Any, seconds: int) -> None:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     signal.signal(signal.SIGPROF, _too_long)
+    torch._dynamo.config.suppress_errors = True  # what Dynamo cannot trace runs as it is, and the rest is compiled
     while True:
         model_type, implementation = connection.recv()
         stage, start = ["build"], time.process_time()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from spellings.registry import SCALE, spelling
+from spellings.registry import SCALE, D, spelling
 
 
 def attend(q, k, v, mask=None):
@@ -94,6 +94,16 @@ def scores_of_the_past_beside_the_new(q, k, v, past_k, past_v):
     p = (torch.cat([q @ past_k.mT, q @ k.mT], dim=-1) * SCALE).softmax(-1)
     past = past_k.shape[2]
     return p[..., :past] @ past_v + p[..., past:] @ v
+
+
+@spelling()
+def scores_of_the_past_by_bmm(q, k, v, past_k, past_v):
+    b, h, s, _ = q.shape
+    rows = q.flatten(0, 1)
+    past, new = (torch.bmm(rows, x.flatten(0, 1).mT).view(b, h, s, -1) / D**0.5 for x in (past_k, k))
+    p = torch.cat([past, new], dim=-1).softmax(-1).view(b * h, s, -1)
+    y = torch.bmm(p[:, :, : past_k.shape[2]], past_v.flatten(0, 1))
+    return torch.baddbmm(y, p[:, :, past_k.shape[2] :], v.flatten(0, 1)).view(b, h, s, -1)
 
 
 @spelling()
