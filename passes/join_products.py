@@ -246,12 +246,13 @@ def _weighted(
     orders = [(first, second) for first in (0, 1) for second in (first, 1 - first)] if all(operands) else []
     for first, second in orders:
         weights = (operands[0][first], operands[1][second])
-        if not all(sums(w.value, nodes) & exponentials(w.value, nodes) for w in weights):
+        if not all(sums(w.value, nodes) and exponentials(w.value, nodes) for w in weights):
             continue
         rows = {a: s for a, s in node.axes if a in axes_of(weights[0])}
         joining = _Joining(node.name, nodes, {**rows, along: total, **node.sizes}, along, lengths)
         joined = joining.join(weights)
-        if joined is None or joining.products or along not in axes_of(joined):
+        copied = any(isinstance(n, ir.Contract | ir.Concat) for n in joining.made)
+        if joined is None or copied or along not in axes_of(joined):
             continue
         values = joining.beside((operands[0][1 - first], operands[1][1 - second]))
         axes = (*node.axes, (along, total))

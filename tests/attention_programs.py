@@ -14,7 +14,7 @@ from torch import Tensor
 
 LAYOUTS = ("bhsd", "bshd", "packed", "sbhd", "batch of heads")
 MEMORIES = ("dense", "offset", "expanded", "strided")
-PRODUCTS = ("matmul", "einsum", "bmm", "keys first", "sum", "baddbmm")
+PRODUCTS = ("matmul", "einsum", "bmm", "keys first", "sum", "baddbmm", "keys in parts")
 SCALES = ("none", "query", "keys", "both", "scores", "division", "tensor", "shape", "in place")
 BIASES = ("none", "by head", "alibi", "soft cap", "table", "full", "clamp")
 SOFTMAXES = (
@@ -22,7 +22,7 @@ SOFTMAXES = (
     "divided after", "plus one", "sink column", "sigmoid", "relu", "shifted",
 )  # fmt: skip
 GROUPS = ("none", "expand", "interleave", "five dimensions", "one key head", "by index")
-OUTPUTS = ("as is", "merged heads", "einsum", "transposed")
+OUTPUTS = ("as is", "merged heads", "einsum", "transposed", "values in parts")
 RESULTS = ("out", "weights", "mean weights", "logsumexp", "maximum")
 WRONG = (
     "softmax over queries", "softmax over heads", "weights transposed", "weights scaled by key", "weights masked",
@@ -163,7 +163,7 @@ class Program:
             return torch.einsum("...id,...jd->...ij", q, k)
         if self.product == "keys first":
             return (k @ q.mT).mT
-        if self.product == "keys in parts":
+        if self.product == "keys in parts" and self.has_parts(k.shape[-2]):
             return torch.cat([q @ k[..., :-1, :].mT, q @ k[..., -1:, :].mT], -1)
         if self.product == "sum":
             return (q[..., :, None, :] * k[..., None, :, :]).sum(-1)
@@ -173,6 +173,10 @@ class Program:
             flat = torch.bmm(a, b) if self.product == "bmm" else torch.baddbmm(nothing, a, b, beta=0.5)
             return flat.view(*q.shape[:-1], k.shape[-2])
         return q @ k.mT
+
+    def has_parts(self, keys: int) -> bool:
+        """Whether keys can lie in two tensors and be seen as one attention: under a softmax, more than two of them."""
+        return keys > 2 and self.softmax not in ("sigmoid", "relu")
 
     def scaled(self, x: Tensor, factor: Tensor) -> Tensor:
         if self.scale == "in place":
@@ -256,7 +260,7 @@ class Program:
             return torch.einsum("...ij,...ije->...ie", p, v[..., None, :, :] * p.shape[-2])
         if self.output == "einsum":
             return torch.einsum("...ij,...je->...ie", p, v)
-        if self.output == "values in parts":
+        if self.output == "values in parts" and self.has_parts(v.shape[-2]):
             return p[..., :-1] @ v[..., :-1, :] + p[..., -1:] @ v[..., -1:, :]
         return p @ v
 

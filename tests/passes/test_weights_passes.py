@@ -7,6 +7,7 @@ import pytest
 from attncc import ir_text
 from attncc.passes.distribute import distribute
 from attncc.passes.divide_first import divide_first
+from attncc.passes.join_products import join_products
 from attncc.passes.split_concat import split_concat
 from attncc.verify import verify
 
@@ -22,7 +23,78 @@ JOINED = """
   %t: float32[a, b] = input{a: s0, b: 1}
   %c: float32[a, b] = concat{a: s0, b: 8} 1: %x, %t"""
 
+PARTS = """
+  %q: float32[a, b] = input{a: s0, b: 4}
+  %k: float32[a, b] = input{a: 3, b: 4}
+  %l: float32[a, b] = input{a: 2, b: 4}
+  %a: float32[a, b] = contract{a: s0, b: 3 | c: 4} %q[a, c] * %k[b, c]"""
+PIECES = """
+  %x: float32[a, b] = input{a: s0, b: 5}
+  %v: float32[a, b] = input{a: 7, b: 6}
+  %w: float32[a, b] = input{a: 2, b: 6}
+  %e: float32[a, b] = map{a: s0, b: 5} %x[a, b]: exp(_0)
+  %z: float32[a, 1] = reduce{a: s0 | b: 5} sum %e[a, b]
+  %p: float32[a, b] = map{a: s0, b: 5} %e[a, b], %z[a, 0]: (_0 / _1)
+  %m: float32[a, b] = contract{a: s0, b: 6 | c: 3} %p[a, c] * %v[c, b]"""
+
 CASES = {
+    "scores side by side are one product": (
+        join_products,
+        f"""graph(s0=5){PARTS}
+  %b: float32[a, b] = contract{{a: s0, b: 2 | c: 4}} %q[a, c] * %l[b, c]
+  %c: float32[a, b] = concat{{a: s0, b: 5}} 1: %a, %b
+  %t: float32[a, 1] = reduce{{a: s0 | b: 5}} max %c[a, b]
+  return %t""",
+        [
+            "%c.joined2: float32[b, c] = concat{b: 5, c: 4} 0: %c.part0, %c.part1",
+            "%c.joined3: float32[a, b] = contract{a: s0, b: 5 | c: 4} %q[a, c] * %c.joined2[b, c]",
+        ],
+    ),
+    "scores of other queries stay apart": (
+        join_products,
+        f"""graph(s0=5){PARTS}
+  %r: float32[a, b] = input{{a: s0, b: 4}}
+  %b: float32[a, b] = contract{{a: s0, b: 2 | c: 4}} %r[a, c] * %l[b, c]
+  %c: float32[a, b] = concat{{a: s0, b: 5}} 1: %a, %b
+  %t: float32[a, 1] = reduce{{a: s0 | b: 5}} max %c[a, b]
+  return %t""",
+        ["%c: float32[a, b] = concat{a: s0, b: 5} 1: %a, %b"],
+    ),
+    "products that no softmax takes stay apart": (
+        join_products,
+        f"""graph(s0=5){PARTS}
+  %b: float32[a, b] = contract{{a: s0, b: 2 | c: 4}} %q[a, c] * %l[b, c]
+  %c: float32[a, b] = concat{{a: s0, b: 5}} 1: %a, %b
+  return %c""",
+        ["%c: float32[a, b] = concat{a: s0, b: 5} 1: %a, %b"],
+    ),
+    "weighted sums over parts are one": (
+        join_products,
+        f"""graph(s0=5){PIECES}
+  %n: float32[a, b] = contract{{a: s0, b: 6 | c: 2}} %p[a, c + 3] * %w[c, b]
+  %o: float32[a, b] = map{{a: s0, b: 6}} %n[a, b], %m[a, b]: (_0 + _1)
+  return %o""",
+        [
+            "%o.joined2: float32[c, b] = concat{c: 5, b: 6} 0: %o.part0, %o.part1",
+            "%o: float32[a, b] = contract{a: s0, b: 6 | c: 5} %p[a, c] * %o.joined2[c, b]",
+        ],
+    ),
+    "parts of one value stay where they are": (
+        join_products,
+        f"""graph(s0=5){PIECES}
+  %n: float32[a, b] = contract{{a: s0, b: 6 | c: 2}} %p[a, c + 3] * %v[c + 3, b]
+  %o: float32[a, b] = map{{a: s0, b: 6}} %m[a, b], %n[a, b]: (_0 + _1)
+  return %o""",
+        ["%o: float32[a, b] = contract{a: s0, b: 6 | c: 5} %p[a, c] * %v[c, b]"],
+    ),
+    "parts of the weights that overlap stay apart": (
+        join_products,
+        f"""graph(s0=5){PIECES}
+  %n: float32[a, b] = contract{{a: s0, b: 6 | c: 2}} %p[a, c + 2] * %w[c, b]
+  %o: float32[a, b] = map{{a: s0, b: 6}} %m[a, b], %n[a, b]: (_0 + _1)
+  return %o""",
+        ["%o: float32[a, b] = map{a: s0, b: 6} %m[a, b], %n[a, b]: (_0 + _1)"],
+    ),
     "a sink column is a term of the sum": (
         split_concat,
         f"""graph(s0=5){JOINED}
