@@ -39,7 +39,8 @@ def compile(model: Any, *, dynamic: bool | None = None, **options: Any) -> Any:
 def warmup(model: Any, example_inputs: Sequence[Sequence[Any]]) -> None:
     """Call a compiled model once on each tuple of `example_inputs`, so that every kernel it needs is built.
 
-    Kernels serve all lengths: one example a regime (a prompt, a single token) is enough. Gradients are not recorded.
+    Kernels serve all lengths: one example a regime (a prompt, a single token) is enough, and where tuning found
+    different decisions for different lengths one for each of those. Gradients are not recorded.
     """
     with torch.no_grad():
         for inputs in example_inputs:

@@ -33,9 +33,9 @@ class Verdict:
 
     record: Record
     """The record that claimed to beat the default."""
-    state: Literal["confirmed", "lost", "regressed", "failed", "skipped"]
+    state: Literal["confirmed", "lost", "regressed", "failed", "unclear", "skipped"]
     """It still wins; is no faster than the default; is slower, by more than the noise; crashed, hung or computed
-    wrongly; could not be measured."""
+    wrongly; was measured on a machine too busy to tell; could not be measured."""
     reason: str
     """The same with figures, for people."""
     measured: Record | None = None
@@ -127,8 +127,12 @@ def _verdict(record: Record, here: Target, measurer: Measurer, turns: int) -> Ve
 
 
 def _judged(record: Record, now: Record) -> Verdict:
-    gain, spread = now.gain or 0.0, now.spread or 0.0
-    figures = f"{gain:+.1%} ± {spread:.1%}, and {record.gain or 0.0:+.1%} when it was recorded"
+    claimed, gain, spread = record.gain or 0.0, now.gain or 0.0, now.spread or 0.0
+    figures = f"{gain:+.1%} ± {spread:.1%}, and {claimed:+.1%} when it was recorded"
     if now.wins:
         return Verdict(record, "confirmed", figures, now)
-    return Verdict(record, "regressed" if gain < -max(LEAST_GAIN, spread) else "lost", figures, now)
+    if gain < -max(LEAST_GAIN, spread):
+        return Verdict(record, "regressed", figures, now)
+    if spread > claimed:  # what was claimed could not have shown either
+        return Verdict(record, "unclear", f"{figures}: try again on a quiet machine")
+    return Verdict(record, "lost", figures, now)

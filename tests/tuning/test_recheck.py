@@ -29,6 +29,8 @@ class Pretended:
     """By edge_block."""
     measured: list[Candidate] = field(default_factory=list)
     unsteady: bool = False
+    noise: float = 0.0
+    """By which every other turn of the default takes longer."""
     refuses: str = ""
 
     def measure(self, task: Task, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Outcome]]:
@@ -43,7 +45,12 @@ class Pretended:
         if self.unsteady or any(c.decisions["edge_block"] not in self.gains for c in candidates):
             return Comparison(tuple(Outcome.failed("it took more than 60 s") for _ in candidates))
         fast = [1.0 if c == task.default else 1 / (1 + self.gains[c.decisions["edge_block"]]) for c in candidates]
-        return Comparison(tuple(Outcome.of([one] * turns) for one in fast), Outcome.of([3.0]))
+        slow = [1.0 + self.noise * (turn % 2) for turn in range(turns)]
+        times = [
+            [one * (late if c == task.default else 1.0) for late in slow]
+            for one, c in zip(fast, candidates, strict=True)
+        ]
+        return Comparison(tuple(Outcome.of(turns) for turns in times), Outcome.of([3.0]))
 
     def close(self) -> None:
         pass
@@ -99,6 +106,13 @@ def test_a_moment_of_trouble_takes_nothing_back(db: Database) -> None:
     (verdict,) = recheck(db, measurer=Pretended({16: 0.3}, unsteady=True))
     assert (verdict.state, verdict.measured) == ("skipped", None)
     assert choice(SPEC, FAMILY, detect(), PROBLEM).record is not None
+
+
+def test_a_busy_machine_takes_nothing_back(db: Database) -> None:
+    db.append(record(0.3, OTHER))
+    (verdict,) = recheck(db, measurer=Pretended({16: 0.0, 32: 0.0}, noise=0.5))
+    assert (verdict.state, verdict.bad, verdict.measured) == ("unclear", False, None)
+    assert "quiet machine" in verdict.reason and len(db.records()) == 1
 
 
 def test_records_of_an_older_release_become_this_ones_where_they_still_win(db: Database) -> None:
