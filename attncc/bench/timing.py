@@ -64,11 +64,11 @@ def turns_of(
                 continue
             if counts[name] > 1:
                 call()
-            found[name].append(_clock(call, counts[name]))
+            found[name].append(clock(call, counts[name]))
     return found
 
 
-def _clock(call: Callable[[], object], count: int) -> float:
+def clock(call: Callable[[], object], count: int) -> float:
     """Seconds a call, over `count` calls."""
     start = time.perf_counter()
     for _ in range(count):
@@ -78,5 +78,5 @@ def _clock(call: Callable[[], object], count: int) -> float:
 
 def _second_call(call: Callable[[], object], patience: float) -> float:
     """Seconds of the second call, never 0: the first may compile. Of the first, where that is long already."""
-    first = _clock(call, 1)
-    return first if first > patience / 4 else max(_clock(call, 1), 1e-6)
+    first = clock(call, 1)
+    return first if first > patience / 4 else max(clock(call, 1), 1e-6)

@@ -32,7 +32,7 @@ import numpy as np
 
 from attncc.tuning.measure import Candidate, Outcome
 
-POPULATION = 128
+POPULATION = 64
 """Traces of a generation. Spaces have hundreds to some ten thousand points."""
 WARM = 12
 """Outcomes from which the cost model is asked; before, candidates are drawn at random."""

@@ -5,7 +5,7 @@ Functions here are called by name in a worker; each stands alone, as a worker ma
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attncc.bench.timing import turns_of
+from attncc.bench.timing import clock, turns_of
 from attncc.runtime import build, native, stats
 from attncc.runtime.operands import Operands
 from attncc.runtime.plan import KernelPlan
@@ -25,12 +25,12 @@ from attncc.tuning.oracle import Oracle
 from attncc.tuning.sample import Sample, operands_of
 from attncc.tuning.sdpa import sdpa
 
-TURNS, SECONDS = 7, 0.025
+TURNS, SECONDS = 5, 0.025
 """Of a trial: enough to rank candidates. Who wins is decided by `compare`."""
+HOPELESS = 1.5
+"""Times the best so far, from which a candidate has one turn: that says enough."""
 COMPARED, LEAST_TURNS = 30.0, 5
 """Seconds that a comparison may take about, and the turns that it takes all the same."""
-HOPELESS = 2.5
-"""Times the default's, from which a candidate is not measured any longer: one turn says enough."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,10 @@ def measure(job: Job, default: Built, candidate: Built) -> list[float]:
     oracle = bench.oracle
     oracle.check(_poisoned(plan, bench.operands))
     call = bench.call(plan)
-    once = min(_timed(call) for _ in range(2))
-    slow = bench.default_seconds > 0 and once > HOPELESS * bench.default_seconds
-    turns = turns_of({"": call}, turns=1 if slow else TURNS, seconds=SECONDS, patience=2.0)[""]
-    if candidate[0] == dict(job.default):
-        bench.default_seconds = min(turns)
-    return turns
+    once = min(clock(call, 1), clock(call, 1))
+    hopeless = once > HOPELESS * bench.best
+    bench.best = min(bench.best, once)
+    return [clock(call, max(1, round(SECONDS / once))) for _ in range(1 if hopeless else TURNS)]
 
 
 def compare(job: Job, default: Built, candidates: Sequence[Built], turns: int) -> dict[str, list[float]]:
@@ -83,7 +81,7 @@ def compare(job: Job, default: Built, candidates: Sequence[Built], turns: int) -
     peer = sdpa(job.spec, bench.operands)
     if peer is not None:
         calls["sdpa"] = peer
-    round_takes = sum(max(_timed(call), 2 * SECONDS) for call in calls.values())
+    round_takes = sum(max(clock(call, 1), 2 * SECONDS) for call in calls.values())
     affordable = max(LEAST_TURNS, min(turns, int(COMPARED / round_takes)))
     return turns_of(calls, turns=affordable, seconds=2 * SECONDS)
 
@@ -96,7 +94,8 @@ class _Bench:
         sample: Sample = torch.load(job.sample, weights_only=False)  # written by the process that asks
         self.job, self.layout = job, sample.layout
         self.operands: Operands = operands_of(job.spec, job.problem, sample)
-        self.default_seconds = 0.0
+        self.best = math.inf
+        """Seconds of the fastest call of any candidate."""
         self.oracle = Oracle(job.spec, self.operands)
         trusted = _poisoned(self.plan(default), self.operands)
         self.oracle.check(trusted)
@@ -126,12 +125,6 @@ def _bench(job: Job, default: Built) -> _Bench:
 
 
 _held: dict[str, _Bench] = {}
-
-
-def _timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def _poisoned(plan: KernelPlan, operands: Operands) -> Sequence[Tensor]:
