@@ -177,29 +177,43 @@ def _trial_record(state: Search, trial: Trial) -> Record:
 
 
 def compared(task: Task, records: Iterable[Record]) -> list[Record]:
-    """The paired measurements of this very task that came after its last trial."""
-    found: list[Record] = []
+    """The last paired measurement of each candidate of this very task that came after its last trial."""
+    found: dict[Candidate, Record] = {}
     for record in _of(task, records):
-        found = [*found, record] if record.default_seconds is not None else []
-    return found
+        if record.default_seconds is None:
+            found.clear()
+        else:
+            found[Candidate(record.decisions)] = record
+    return list(found.values())
 
 
 def _finish(state: Search, measurer: Measurer, database: Database) -> None:
-    """Compare the fastest trials with the default, turn by turn, and put what came of it on record, wins or not."""
+    """Compare the fastest trials with the default, turn by turn, and put what came of it on record, wins or not.
+
+    Who comes out first of several has had luck as well, so it meets the default once more, and that is what counts.
+    """
     task = state.task
     timed = [trial for trial in state.trials if trial.outcome.seconds is not None and trial.candidate != task.default]
     if all(trial.candidate == task.default for trial in state.trials):
         return  # no news, and "nothing beat the default" would be some
     timed.sort(key=lambda trial: trial.outcome.seconds or 0.0)
-    candidates = [task.default, *[trial.candidate for trial in timed[:FINALISTS]]]
-    found = measurer.compare(task, candidates)
+    _compare(state, [task.default, *[trial.candidate for trial in timed[:FINALISTS]]], measurer, database)
+    confirmed: set[Candidate] = set()
+    while (winner := state.winner) is not None and (first := Candidate(dict(winner.decisions))) not in confirmed:
+        confirmed.add(first)
+        _compare(state, [task.default, first], measurer, database)
+
+
+def _compare(state: Search, candidates: list[Candidate], measurer: Measurer, database: Database) -> None:
+    """One comparison; what it says of a candidate takes the place of what an earlier one said."""
+    found = measurer.compare(state.task, candidates)
     if any(outcome.seconds is None for outcome in found.outcomes):
         return  # what passed a moment ago fails now: the machine is in no state to say who wins
     state.default, state.sdpa = found.outcomes[0], found.sdpa or state.sdpa
-    state.finals = [
-        _final_record(state, candidate, outcome) for candidate, outcome in zip(candidates, found.outcomes, strict=True)
-    ]
-    database.append(*state.finals)
+    made = [_final_record(state, *pair) for pair in zip(candidates, found.outcomes, strict=True)]
+    database.append(*made)
+    new = [record.candidate for record in made]
+    state.finals = made + [record for record in state.finals if record.candidate not in new]
 
 
 def _final_record(state: Search, candidate: Candidate, outcome: Outcome) -> Record:

@@ -49,6 +49,15 @@ def test_a_gain_within_the_noise_is_no_win_and_on_record_as_such(tmp_path: Path)
     assert database.best(SPEC.json, detect(), task().bucket) is None
 
 
+def test_who_wins_by_luck_does_not_win_twice(tmp_path: Path) -> None:
+    """All three finalists seem to win; each meets the default once more, and none does."""
+    database, measurer = Database(tmp_path / "db"), Pretended(gain=0.0, lucky=1)
+    state = search(start(task(), measurer), 64, FOREVER, measurer, database)
+    assert state.winner is None and len(state.finals) == 4
+    assert len([r for r in database.records() if r.wins]) == 3
+    assert database.best(SPEC.json, detect(), task().bucket) is None  # the later measurement is what counts
+
+
 def test_winners_of_other_buckets_are_tried_first(tmp_path: Path) -> None:
     database, measurer = Database(tmp_path / "db"), Pretended()
     found = search(start(task(), measurer), 64, FOREVER, measurer, database).winner
