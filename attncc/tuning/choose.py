@@ -18,6 +18,7 @@ for one says nothing certain of the other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -60,6 +61,8 @@ class _Found:
 
 
 _Known = tuple[Source, Sequence[Record]]
+_Rank = tuple[tuple[float, ...], int, int]
+"""How far a record is: the machine, doublings of sizes, the place of its file."""
 
 
 def choice(spec: AttentionSpec, family: Family, target: Target, problem: Problem) -> Choice:
@@ -109,38 +112,34 @@ def _records(source: Source, stamp: Stamp, name: str) -> tuple[Record, ...]:
 
 
 def _judged(
-    spec: AttentionSpec,
-    family: Family,
-    target: Target,
-    bucket: Bucket,
-    known: Sequence[tuple[Source, Sequence[Record]]],
+    spec: AttentionSpec, family: Family, target: Target, bucket: Bucket, known: Sequence[_Known]
 ) -> Iterator[_Found]:
     """The verdict of the nearest records there are: nothing where there are none."""
     default = family.name, family.decisions(spec, target)
     misfits: list[str] = []
-    usable: list[tuple[Source, Record]] = []
-    for source, records in known:
+    usable: dict[_Rank, list[Record]] = {}
+    for place, (_, records) in enumerate(known):
         for record in records:
             if record.gain is None:
                 continue
+            distance = record.bucket.distance(bucket)
             if reason := _unusable(record, default, target):
                 misfits.append(reason)
-            else:
-                usable.append((source, record))
-    for here in (True, False):
-        for distance in range(FARTHEST + 1):
-            for origin in dict.fromkeys(source for source, _ in usable):
-                nearest = [
-                    record for source, record in usable
-                    if source == origin
-                    and (machine(record.target) == machine(target)) is here
-                    and record.bucket.distance(bucket) == distance
-                ]  # fmt: skip
-                if nearest:
-                    yield from _verdict(nearest, origin, target, distance)
-                    return
-    if misfits:
+            elif distance <= FARTHEST:
+                usable.setdefault((_strangeness(record.target, target), distance, place), []).append(record)
+    if usable:
+        nearest = min(usable)
+        yield from _verdict(usable[nearest], known[nearest[2]][0], target, nearest[1])
+    elif misfits:
         yield _Found(None, f"{DEFAULT}: {_count(len(misfits), 'record')} not used, {misfits[-1]}")
+
+
+def _strangeness(there: Target, here: Target) -> tuple[float, ...]:
+    """How unlike two machines are: compared in order, whether at all, the CPU, its features, L2 in doublings."""
+    if machine(there) == machine(here):
+        return (0,)
+    caches = abs(math.log2(max(there.l2, 1) / max(here.l2, 1)))
+    return 1, there.mcpu != here.mcpu, len(there.features ^ here.features), caches
 
 
 def _unusable(record: Record, default: tuple[str, Mapping[str, int]], target: Target) -> str | None:

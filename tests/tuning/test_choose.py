@@ -130,6 +130,15 @@ def test_another_machine_lends_its_record_if_it_won_clearly(db: Database) -> Non
     assert chosen().record is None, "what was measured here counts more"
 
 
+def test_of_other_machines_the_nearest_is_asked(db: Database) -> None:
+    """The same CPU with half the cache counts more than another CPU, whose win is larger."""
+    other = replace(detect(), mcpu="x86-64", features=frozenset())
+    alike = replace(detect(), l1=detect().l1 // 2)
+    db.append(record(0.9, OTHER, target=other), record(0.2, target=alike))
+    assert chosen().decisions == decisions()
+    assert f"nearest machine, {detect().mcpu}:" in chosen().source
+
+
 def test_the_users_records_come_before_the_shipped_ones(db: Database, tmp_path: Path) -> None:
     shipped = Database(tmp_path / "shipped" / "cpu.jsonl")
     shipped.append(record(0.4, OTHER))
