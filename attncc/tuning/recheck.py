@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from attncc import schedules
+from attncc.schedules import Problem
 from attncc.spec import AttentionSpec
 from attncc.target import Target, detect
 from attncc.tuning.bucket import Bucket
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from attncc.tuning.measure import Measurer
 
 TURNS = 21
+MOST_ELEMENTS = 1 << 30
+"""Of q, k and v together."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ def _verdict(record: Record, here: Target, measurer: Measurer, turns: int) -> Ve
     default = family.decisions(spec, here)
     if default == record.decisions:
         return Verdict(record, "skipped", "its decisions are the default's now")
+    if large := _too_large(spec, record.problem):
+        return Verdict(record, "skipped", large)
     task, candidate = Task(spec, family.name, record.problem, here), Candidate(dict(record.decisions))
     known: dict[str, Any] = {
         "spec": record.spec, "family": record.family, "decisions": record.decisions, "problem": record.problem,
@@ -115,7 +120,7 @@ def _verdict(record: Record, here: Target, measurer: Measurer, turns: int) -> Ve
     try:
         ((_, outcome),) = measurer.measure(task, [candidate])  # checks its results, too
         found = measurer.compare(task, [Candidate(default), candidate], turns=turns)
-    except ValueError as error:  # no operands can be made up
+    except (ValueError, RuntimeError) as error:  # no operands can be made up, or none of these sizes
         return Verdict(record, "skipped", str(error))
     if outcome.seconds is None:
         return Verdict(record, "failed", outcome.failure, Record(**known, status="failed", failure=outcome.failure))
@@ -124,6 +129,13 @@ def _verdict(record: Record, here: Target, measurer: Measurer, turns: int) -> Ve
     pair = Paired.of(found.outcomes[1].turns, found.outcomes[0].turns)
     sdpa = None if found.sdpa is None else found.sdpa.seconds
     return _judged(record, Record(**known, **asdict(pair), sdpa_seconds=sdpa))
+
+
+def _too_large(spec: AttentionSpec, problem: Problem) -> str | None:
+    """Why sizes, which anybody may have written, are not measured: the operands would not fit most machines."""
+    rows = problem.q_len + 2 * problem.kv_len
+    elements = problem.batch * problem.heads * rows * max(spec.head_dim, spec.value_dim)
+    return f"its operands have {elements:.1g} elements" if elements > MOST_ELEMENTS else None
 
 
 def _judged(record: Record, now: Record) -> Verdict:

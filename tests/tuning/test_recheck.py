@@ -137,6 +137,13 @@ def test_what_cannot_be_measured_says_why(db: Database) -> None:
     ]
 
 
+def test_sizes_that_no_machine_has_room_for_are_not_measured(db: Database) -> None:
+    """Anybody may have written them."""
+    db.append(record(0.3, OTHER, problem=replace(PROBLEM, batch=1 << 40)))
+    (verdict,) = recheck(db, measurer=Pretended({16: 0.3, 32: 0.0}))
+    assert (verdict.state, verdict.reason) == ("skipped", "its operands have 5e+16 elements")
+
+
 def test_what_does_not_fit_here_is_not_built(db: Database) -> None:
     """Neither decisions that are in no space, nor those for another kind of machine."""
     db.append(record(0.3, decisions(query_block=10**9)), record(0.3, target=replace(detect(), kind="cuda")))
