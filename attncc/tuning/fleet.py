@@ -46,13 +46,20 @@ class RpcMeasurer:
     """
 
     def __init__(
-        self, tracker: Address, key: str, *, patience: float = PATIENCE, say: Callable[[str], None] | None = None
+        self,
+        tracker: Address,
+        key: str,
+        *,
+        patience: float = PATIENCE,
+        builders: int | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
+        """`patience` is how long a candidate may take, in seconds; `builders` the number of processes that build."""
         self._patience = patience
         self.description: Description = first(tracker, key)
         self.target, self.threads = self.description.target, self.description.threads
         self._crew = Crew(tracker, key, self._refusal, say or _to_stderr)
-        self._builders = Builders(min(detect().cores, 16), patience)
+        self._builders = Builders(builders or min(detect().cores, 16), patience)
         self._task: _Building | None = None
 
     def measure(self, task: Task, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, Outcome]]:

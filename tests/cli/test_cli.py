@@ -54,7 +54,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     return call
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("explain",), ("info",), ("bench",), ("cache",), ("cache", "list")])
+@pytest.mark.parametrize(
+    "command", [(), ("demo",), ("explain",), ("info",), ("bench",), ("cache",), ("device",), ("cache", "list")]
+)
 def test_help(run: Run, command: tuple[str, ...]) -> None:
     """Help names the options; a command with something to choose shows examples."""
     status, out, err = run(*command, "--help")
@@ -79,6 +81,9 @@ def test_help(run: Run, command: tuple[str, ...]) -> None:
         (("bench", "--heads", "6", "--kv-heads", "4"), "not a multiple of kv_heads=4"),
         (("bench", "--regime", "training"), "prefill or decode"),
         (("bench", "--only", "sdpa,magic"), "magic"),
+        (("device", "list", "--tracker", "9190"), "host:port"),
+        (("device", "tracker", "--host", "0.0.0.0"), "--allow-remote-code-execution-from-network"),
+        (("tune", "--suite", "common", "--key", "zen4"), "--tracker HOST:PORT and --key KEY go together"),
         (("bench", "--masks", "--dtype", "bfloat16"), "--masks runs cases of its own"),
     ],
 )

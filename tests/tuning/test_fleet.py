@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pytest
 from attncc.schedules import Problem
 from attncc.spec import AttentionSpec
 from attncc.tuning.database import Database
-from attncc.tuning.fleet import RpcMeasurer, measurer
+from attncc.tuning.fleet import RpcMeasurer
 from attncc.tuning.measure import Candidate
 from attncc.tuning.survey import survey
 from attncc.tuning.task import Task
@@ -87,7 +88,7 @@ def candidates(task: Task, count: int) -> list[Candidate]:
 def test_a_fleet_of_one() -> None:
     """Measured and compared over RPC; the device is listed, and listens on the loopback interface alone."""
     with fleet(1) as (tracker, _, (device,)):
-        measuring = measurer(tracker, "zen")
+        measuring = RpcMeasurer(Address.parse(tracker), "zen", builders=1)
         try:
             task = a_task(measuring)
             tried = candidates(task, 3)
@@ -151,6 +152,46 @@ def test_devices_are_killed_under_load(tmp_path: Path) -> None:
         status, said = tuned_while_one_dies(48, devices[1])
         assert status == 1 and f"no device is left under 'zen' at tracker {tracker}" in said
         assert len(database.records()) >= kept + 3
+
+
+@pytest.mark.slow
+def test_candidates_that_crash_and_hang() -> None:
+    """Neither takes the device with it: what comes after them is measured."""
+    with fleet(1) as (tracker, _, _):
+        measuring = RpcMeasurer(Address.parse(tracker), "zen", patience=5, builders=1, say=lambda text: None)
+        try:
+            task = a_task(measuring)
+            good, crashing, hanging, other = candidates(task, 4)
+            assert dict(measuring.measure(task, [good]))[good].seconds
+            text = measuring.text(good)
+            assert text is not None and measuring._task is not None
+            for candidate, body in ((crashing, "call void @llvm.trap() br label %end"), (hanging, "br label %begin")):
+                broken: Future[bytes] = Future()
+                broken.set_result(kernel_of(text, body))
+                measuring._task.kernels[candidate] = broken
+            found = dict(measuring.measure(task, [crashing, hanging, other]))
+        finally:
+            measuring.close()
+        assert found[other].seconds
+        assert found[crashing].failure.count("was lost") == 2
+        assert found[hanging].failure.count("was lost") == 2
+
+
+def kernel_of(text: bytes, body: str) -> bytes:
+    """A kernel for the target of another, which does `body` when it is called."""
+    header = "\n".join(line for line in text.decode().splitlines() if line.startswith("target "))
+    return f"""{header}
+define i32 @__tvm_ffi_attention(ptr %self, ptr %args, i32 %count, ptr %result) {{
+  br label %begin
+begin:
+  {body}
+end:
+  ret i32 0
+}}
+declare void @llvm.trap()
+!llvm.module.flags = !{{!0}}
+!0 = !{{i32 4, !"tvm_target", !"{{\\22kind\\22: \\22llvm\\22}}"}}
+""".replace(") br label", ")\n  br label").encode()
 
 
 @pytest.mark.slow

@@ -1,0 +1,23 @@
+"""What a device does by itself, without a tuner."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from attncc.tuning.device import _alarm
+
+
+def test_the_alarm_ends_what_does_not_end() -> None:
+    """The process goes, without its cooperation; what is done in time stays."""
+    child = os.fork()
+    if child == 0:
+        with _alarm(60):
+            pass
+        time.sleep(0.05)
+        with _alarm(0.05):
+            time.sleep(30)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
