@@ -220,15 +220,14 @@ class _Session:
         self.over = False
         self.limit = self.left = CONNECT
         """Seconds that the current call may take, and that it has left."""
+        self.since = time.monotonic()
 
     def serve(self) -> None:
         """Connect, prepare, and measure jobs until there are none."""
         try:
             self._serve()
-        except (OSError, RuntimeError, ValueError) as error:
-            self.crew.lose(self, _lost(error))
         except Exception as error:  # TVM raises whatever class the other side names
-            self.crew.lose(self, f"{type(error).__name__}: {_lost(error)}")
+            self.crew.lose(self, self._lost(error))
 
     def _serve(self) -> None:
         work = self.work
@@ -259,13 +258,16 @@ class _Session:
     def _wait(self, built: Future[bytes]) -> bytes | Failure:
         """What the builders of this machine, who have a time limit of their own, come up with."""
         self._allow(math.inf)
-        return caught(built.result, self.work.limit)
+        return caught(built.result, self.work.patience)
 
     def _allow(self, seconds: float) -> None:
         self.limit = self.left = seconds
+        self.since = time.monotonic()
 
-
-def _lost(error: Exception) -> str:
-    """How a session ended, in a few words: TVM's messages hold whole stacks."""
-    line = (str(error).strip().splitlines() or [""])[-1]
-    return f"was lost ({type(error).__name__}: {line[:200]})"
+    def _lost(self, error: Exception) -> str:
+        """How a session ended, in a few words: TVM's messages hold whole stacks."""
+        line = (str(error).strip().splitlines() or [""])[-1]
+        if "kShutdown" not in line:
+            return f"was lost ({type(error).__name__}: {line[:200]})"
+        late = self.job is not None and time.monotonic() - self.since >= self.job.limit
+        return f"was lost ({'it took too long' if late else 'the process of its session died'})"

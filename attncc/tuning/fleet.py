@@ -27,8 +27,8 @@ from attncc.tuning.tracker import Address, check_key
 
 PATIENCE = 60.0
 """Seconds after which a candidate that is being built or run counts as hanging."""
-COMPARED = 4.0
-"""Times that, for a comparison, which takes many turns."""
+COMPARED = PREPARED = 4.0
+"""Times that, for a comparison, which takes many turns, and for making operands and their reference."""
 
 
 def measurer(tracker: str, key: str, say: Callable[[str], None] | None = None) -> RpcMeasurer:
@@ -111,7 +111,8 @@ class _Building:
         # Only what kernels are compiled from: operands are made on the devices.
         self._job = worker.Job(task.spec, task.schedules, task.problem, task.target, default, Path(), 1)
         self.kernels: dict[Candidate, Future[bytes]] = {}
-        self.work = Work({"limit": patience}, wire.packed(task), self.kernel(task.default), patience)
+        limit = PREPARED * patience
+        self.work = Work({"limit": limit}, wire.packed(task), self.kernel(task.default), limit, patience)
 
     def kernel(self, candidate: Candidate) -> Future[bytes]:
         """The LLVM IR of a candidate, some time."""

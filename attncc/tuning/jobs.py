@@ -37,6 +37,9 @@ class Work:
     kernel: Future[bytes]
     """The default's."""
     limit: float
+    """Seconds that a device may take to prepare it."""
+    patience: float
+    """Seconds that building a kernel may take here."""
 
 
 def failed(job: Job, reason: str) -> Comparison:

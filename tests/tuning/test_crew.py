@@ -34,7 +34,7 @@ class World:
     def run(self, *kernels: bytes | Exception, limit: float = 60.0) -> list[Job]:
         """Have a job of each kernel done; jobs in the order in which they were."""
         made = crew.Crew(TRACKER, "key", lambda told: "it is another machine" if told else None, self.said.append)
-        work = Work({}, ("", b""), built(b"default"), limit)
+        work = Work({}, ("", b""), built(b"default"), limit, 60.0)
         return list(made.run(work, [Job([built(kernel)], {}, limit) for kernel in kernels]))
 
 
@@ -198,7 +198,7 @@ def test_no_device_is_left(world: Callable[..., World]) -> None:
     jobs = [Job([built(kernel)], {}, 1.0) for kernel in KERNELS]
     here.devices[Address("one", 9090)] = _mortal(here)
     with pytest.raises(NoDevices, match=r"no device is left under 'key'.*attncc device serve"):
-        for job in made.run(Work({}, ("", b""), built(b"default"), 1.0), jobs):
+        for job in made.run(Work({}, ("", b""), built(b"default"), 1.0, 60.0), jobs):
             done.append(job)
     assert len(done) == 3 and all(job.result is not None for job in done)
 
