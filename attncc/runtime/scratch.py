@@ -39,6 +39,13 @@ class Scratch:
             _held += self._bytes
 
 
+def forget() -> None:
+    """Drop what is idle: the next calls allocate their workspaces anew."""
+    global _held
+    _idle.clear()
+    _held = 0
+
+
 _idle: dict[tuple[tuple[tuple[int, ...], ...], torch.dtype], list[list[Tensor]]] = {}
 # Each dictionary and list step above is atomic under the interpreter lock; `_held` may miss an update of another
 # thread, which the next clearing sets right.

@@ -50,7 +50,7 @@ class Evolution:
 
         self._ms, self._default = ms, default
         self._open = {name: values for name, values in space.items() if len(values) > 1}
-        rng = random.Random(seed)
+        self._rng = rng = random.Random(seed)
         extractor = _features(ms, tuple(self._open))
         config = ms.cost_model.xgb_model.XGBConfig(max_depth=6, nthread=1, seed=seed)
         self._model = ms.cost_model.XGBModel(
@@ -88,7 +88,7 @@ class Evolution:
                     found.append(candidate)
             if len(found) >= count:
                 break
-        return found
+        return found or self._drawn(count)
 
     def learn(self, candidates: Sequence[Candidate], outcomes: Sequence[Outcome]) -> None:
         """Train the cost model, and let what succeeded be parents of later generations."""
@@ -118,6 +118,17 @@ class Evolution:
     def _candidate(self, sch: Any) -> Candidate:
         annotated = sch.get(sch.get_sblock(BLOCK)).annotations
         return Candidate({**self._default.decisions, **{name: int(annotated[name]) for name in self._open}})
+
+    def _drawn(self, count: int) -> list[Candidate]:
+        """Candidates by chance: where nearly all are measured, evolution finds the last ones no more."""
+        found: dict[Candidate, None] = {}
+        for _ in range(200 * count):
+            values = {name: self._rng.choice(choices) for name, choices in self._open.items()}
+            candidate = Candidate({**self._default.decisions, **values})
+            if candidate not in self._seen and len(found) < count:
+                found[candidate] = None
+        self._seen.update(found)
+        return list(found)
 
     def _replayed(self, candidate: Candidate) -> Any:
         """MetaSchedule's candidate for decisions that it has not drawn itself."""

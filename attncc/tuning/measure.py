@@ -69,7 +69,7 @@ class Comparison:
 
     outcomes: tuple[Outcome, ...]
     sdpa: Outcome | None = None
-    """PyTorch's SDPA in the same turns, where it has this attention and the device has PyTorch."""
+    """PyTorch's SDPA, right before, where it has this attention and the device has PyTorch."""
 
 
 class Measurer(Protocol):

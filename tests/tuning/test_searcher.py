@@ -41,3 +41,14 @@ def test_metaschedule_finds_the_best_of_a_large_space_with_few_trials() -> None:
         searcher.learn(batch, [Outcome(None, failure="x") if cost(c) > 6 else Outcome(cost(c)) for c in batch])
         seen += batch
     assert min(map(cost, seen)) < 1.12
+
+
+def test_metaschedule_comes_to_the_last_points_of_a_space() -> None:
+    pytest.importorskip("xgboost")
+    from attncc.tuning.evolution import Evolution
+
+    searcher, seen = Evolution(SPACE | {"more": (1, 2, 3)}, Candidate(DEFAULT.decisions | {"more": 1}), seed=0), []
+    while batch := searcher.propose(4):
+        searcher.learn(batch, [Outcome(1.0)] * len(batch))
+        seen += batch
+    assert len(seen) == len(set(seen)) == 18
