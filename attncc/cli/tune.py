@@ -18,7 +18,9 @@ EXAMPLES = (
     "[bold]Examples[/]\n\nattncc tune package.models:factory\n\nattncc tune --suite common --seconds 600\n\n"
     "attncc tune --workload shapes.json --trials 256 --report tuned.html\n\nattncc tune --check\n\n"
     "attncc tune --suite common --tracker 127.0.0.1:9190 --key zen4   [dim]on devices: see attncc device[/]\n\n"
-    'shapes.json: [{{"heads": 32, "kv_heads": 8, "q_len": 1, "kv_len": 4096, "head_dim": 128}}]'
+    'shapes.json: [{"heads": 32, "kv_heads": 8, "q_len": 1, "kv_len": 4096, "head_dim": 128}]\n\n'
+    "Its fields are batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim, dtype, causal, window, prefix, filled, "
+    "padded, documents, tree, score, bilinear, cache, outputs, capacity and threads, as in attncc.bench.cases.Case."
 )
 
 
@@ -26,7 +28,7 @@ def tune(
     factory: Annotated[
         str | None, typer.Argument(metavar="[MODULE:FACTORY]", help="Or path/to/file.py:FACTORY.", show_default=False)
     ] = None,
-    workload: Annotated[Path | None, typer.Option(help="JSON list of shapes (fields: see `attncc bench`).")] = None,
+    workload: Annotated[Path | None, typer.Option(help="JSON list of shapes; see the example below.")] = None,
     suite: Annotated[str | None, typer.Option(help="Shapes that people run: common.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="Candidates a task; those on record count.")] = 64,
     seconds: Annotated[float | None, typer.Option(min=1, help="End after this time, for all tasks together.")] = None,
@@ -34,7 +36,7 @@ def tune(
         bool, typer.Option("--neighbours", help="Also measure winners at half and at twice the lengths.")
     ] = False,
     database: Annotated[Path | None, typer.Option(help="File of records; the user's own by default.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write an HTML report (needs attncc[tune]).")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report (needs the tune extra).")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Instead, measure what the records claim again, beside the defaults.")
     ] = False,
