@@ -95,8 +95,8 @@ def test_a_fleet_of_one() -> None:
             outcomes = dict(measuring.measure(task, tried))
             assert outcomes.keys() == set(tried)
             assert all(outcome.seconds and outcome.seconds > 0 for outcome in outcomes.values()), outcomes
-            compared = measuring.compare(task, tried[:2], turns=3)
-            assert [len(outcome.turns) for outcome in compared.outcomes] == [3, 3]
+            compared = measuring.compare(task, tried[:2], turns=5)
+            assert [len(outcome.turns) for outcome in compared.outcomes] == [5, 5]
             assert compared.sdpa is not None and compared.sdpa.seconds
         finally:
             measuring.close()
