@@ -17,9 +17,11 @@ from attncc.tuning.measure import Candidate, Comparison, Outcome
 from attncc.tuning.processes import Builders, Failure, Runner
 from attncc.tuning.task import Task
 
-PATIENCE = 60.0
+PATIENCE = 30.0
 """Seconds after which a candidate that is being built or run counts as hanging."""
-COMPARED = 4.0
+MANY_CALLS = 50
+"""Calls of a usual candidate that are waited for in any case, where one takes seconds."""
+COMPARED = 8.0
 """Times that, for a comparison, which takes many turns."""
 
 
@@ -35,6 +37,8 @@ class LocalMeasurer:
         self._jobs: dict[tuple[object, ...], worker.Job] = {}
         self._built: dict[Candidate, bytes | Failure] = {}
         self._current: worker.Job | None = None
+        self._usual: dict[Path, float] = {}
+        """Seconds a call of a job's candidates, as far as some were compared."""
 
     @property
     def target(self) -> Target:
@@ -67,6 +71,7 @@ class LocalMeasurer:
         if isinstance(found, Failure):
             return Comparison(tuple(Outcome.failed(found) for _ in candidates))
         outcomes = tuple(Outcome.of(found[str(number)]) for number in range(len(candidates)))
+        self._usual[job.sample] = max(outcome.seconds or 0.0 for outcome in outcomes)
         return Comparison(outcomes, Outcome.of(found["sdpa"]) if "sdpa" in found else None)
 
     def text(self, candidate: Candidate) -> bytes | None:
@@ -108,5 +113,6 @@ class LocalMeasurer:
         if isinstance(base, Failure):
             return Outcome.failed(f"the default could not be built: {base}")
         first, built = (dict(default.decisions), base), (dict(candidate.decisions), text)
-        turns = self._runner.call(worker.measure, job, first, built, patience=self._patience)
+        patience = max(self._patience, MANY_CALLS * self._usual.get(job.sample, 0.0))
+        turns = self._runner.call(worker.measure, job, first, built, patience=patience)
         return Outcome.failed(turns) if isinstance(turns, Failure) else Outcome.of(turns)

@@ -18,6 +18,10 @@ class Failure(str):
     """Why a worker gave no result, in one line."""
 
 
+class Hung(Failure):
+    """There was no result in time. Once, that says little: a whole machine may have been suspended meanwhile."""
+
+
 class Builders:
     """As many processes as cores, for work that only takes time. Raises ImportError, naming the extra."""
 
@@ -29,12 +33,15 @@ class Builders:
 
     def map(self, function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T | Failure]:
         """`function(*call)` for each call, in order; a `Failure` where it raised, died or hung."""
-        futures = [self._pool.submit(_undisturbed, function, *call) for call in calls]
-        return [caught(future.result, self._patience) for future in futures]
+        found = [caught(future.result, self._patience) for future in [self.submit(function, *call) for call in calls]]
+        return [
+            caught(self.submit(function, *call).result, self._patience) if isinstance(result, Hung) else result
+            for call, result in zip(calls, found, strict=True)
+        ]
 
     def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
         """`function(*args)`, some time: `caught` gives its result."""
-        future: Future[T] = self._pool.submit(function, *args)
+        future: Future[T] = self._pool.submit(_undisturbed, function, *args)
         return future
 
     def close(self) -> None:
@@ -51,10 +58,14 @@ class Runner:
         self._worker.send(_undisturbed, (_ready,))
 
     def call(self, function: Callable[..., T], *args: Any, patience: float) -> T | Failure:
-        """`function(*args)`, or a `Failure` where it raised, died or took longer than `patience` seconds."""
+        """`function(*args)`, or a `Failure` where it raised, died or took longer than `patience` seconds, twice."""
         if self._starting:
             self._starting = False
             caught(self._worker.recv, patience)
+        found = self._once(function, *args, patience=patience)
+        return self._once(function, *args, patience=patience) if isinstance(found, Hung) else found
+
+    def _once(self, function: Callable[..., T], *args: Any, patience: float) -> T | Failure:
         self._worker.send(_undisturbed, (function, *args), timeout=patience)
         return caught(self._worker.recv, patience)
 
@@ -68,7 +79,7 @@ def caught(result: Callable[[], T], patience: float) -> T | Failure:
     try:
         return result()
     except TimeoutError:
-        return Failure(f"hung: there was no result after {patience:g} s")
+        return Hung(f"hung: there was no result after {patience:g} s")
     except ChildProcessError:
         return Failure("crashed, and took its process down")
     except Exception as error:  # of whatever class the worker's was: the last line of its traceback says which

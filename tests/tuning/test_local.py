@@ -27,7 +27,7 @@ TILES = {"query_block": 8, "key_block": 32}
 @pytest.fixture(scope="module")
 def measurer() -> Iterator[LocalMeasurer]:
     """One for all: its processes take seconds to start."""
-    made = LocalMeasurer(patience=20.0, builders=1)
+    made = LocalMeasurer(patience=15.0, builders=1)
     yield made
     made.close()
 
