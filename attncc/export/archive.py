@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
+from attncc.tuning.bucket import Bucket
+
 FORMAT = 1
 """Version of the manifest; an attncc of another format refuses the file."""
 _MANIFEST = "attncc/manifest.json"
@@ -30,6 +32,11 @@ _CHUNK = 1 << 20
 
 class ArtifactError(RuntimeError):
     """A file is no artifact, is damaged, or cannot be used here; the message says which and what to do."""
+
+
+def place(family: str, bucket: Bucket) -> str:
+    """What a manifest calls the sizes of a bucket for which `family` would be taken without records."""
+    return f"{family} {bucket}"
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,11 @@ class KernelEntry:
     """Canonical JSON of its AttentionSpec."""
     family: str
     decisions: dict[str, int]
+    source: str
+    """Where the decisions come from, in words."""
+    places: tuple[str, ...] | None
+    """Where tuning chose it: "FAMILY BUCKET" for sizes of that bucket for which that family would be taken otherwise.
+    None for a family's analytic decisions."""
 
 
 @dataclass(frozen=True)
@@ -140,13 +152,18 @@ def _manifest(text: bytes, path: Path) -> Manifest:
         data = {each.name: data[each.name] for each in fields(Manifest)}
         libraries = []
         for library in data["libraries"]:
-            kernels = tuple(KernelEntry(**kernel) for kernel in library["kernels"])
+            kernels = tuple(map(_kernel, library["kernels"]))
             lists = {name: tuple(library[name]) for name in ("features", "needs")}
             libraries.append(Library(**{**library, **lists, "kernels": kernels}))
         lists = {name: tuple(data[name]) for name in ("sites", "guards")}
         return Manifest(**{**data, **lists, "libraries": tuple(libraries)})
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"attncc.load: the manifest of {path} does not read: {error!r}; export it again") from error
+
+
+def _kernel(data: dict[str, Any]) -> KernelEntry:
+    places = data["places"]
+    return KernelEntry(**{**data, "places": None if places is None else tuple(places)})
 
 
 def _top(archive: zipfile.ZipFile) -> str:

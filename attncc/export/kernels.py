@@ -7,18 +7,18 @@ import itertools
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attncc import schedules
-from attncc.export import support
+from attncc.export import support, tuned
+from attncc.export.archive import place
 from attncc.export.link import link
 from attncc.runtime import build, native
-from attncc.runtime.dispatch import problem_of
+from attncc.runtime.stats import DEFAULT
 from attncc.schedules import Family, Problem
 from attncc.spec import AttentionSpec
 from attncc.target import Target
-from attncc.tuning.choose import choice
 
 Size = int | None
 """A size of an attention; None where it may change from call to call."""
@@ -44,11 +44,16 @@ class Wanted:
     spec: AttentionSpec
     family: Family
     decisions: dict[str, int]
+    source: str
+    """Where the decisions come from, in words."""
+    places: tuple[str, ...] | None = None
+    """Where tuning chose this kernel: for sizes that `archive.place` names. None for a family's analytic decisions."""
 
     @property
     def symbol(self) -> str:
         """Name of its function in the library."""
-        identity = f"{self.spec.name} {self.family.name} {sorted(self.decisions.items())}"
+        kind = "" if self.places is None else "tuned "
+        identity = f"{kind}{self.spec.name} {self.family.name} {sorted(self.decisions.items())}"
         return f"attncc_{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
@@ -57,11 +62,16 @@ def wanted(calls: Iterable[Call], target: Target) -> list[Wanted]:
 
     Raises LookupError, naming the attention, where no family takes it on that target.
     """
-    found: dict[tuple[AttentionSpec, str], Wanted] = {}
+    found: dict[str, Wanted] = {}
     for call in dict.fromkeys(calls):
         for family in _families(call, target):
-            kernel = Wanted(call.spec, family, _decisions(call, family, target))
-            found.setdefault((call.spec, family.name), kernel)
+            kernel = Wanted(call.spec, family, dict(family.decisions(call.spec, target)), DEFAULT)
+            found.setdefault(kernel.symbol, kernel)
+            for bucket, choice in tuned.tuned(call, family, target):
+                better = Wanted(call.spec, choice.family, dict(choice.decisions), choice.source, ())
+                known = found.setdefault(better.symbol, better)
+                places = dict.fromkeys((*(known.places or ()), place(family.name, bucket)))
+                found[better.symbol] = replace(known, places=tuple(places))
     order = [family.name for family in schedules.families(target)]
     return sorted(found.values(), key=lambda kernel: (kernel.spec.name, order.index(kernel.family.name)))
 
@@ -101,16 +111,6 @@ def _families(call: Call, target: Target) -> list[Family]:
     if None in (call.batch, call.heads, call.q_len, call.kv_len):
         selected[able[-1].name] = able[-1]  # sizes were sampled: should one select another family, this one serves it
     return list(selected.values())
-
-
-def _decisions(call: Call, family: Family, target: Target) -> dict[str, int]:
-    """What tuning found for a call whose sizes are fixed, on all cores of the target; else the analytic decisions."""
-    default = dict(family.decisions(call.spec, target))
-    if call.batch is None or call.heads is None or call.q_len is None or call.kv_len is None:
-        return default
-    problem = problem_of(call.spec, call.batch, call.heads, call.q_len, call.kv_len, target.cores)
-    chosen = choice(call.spec, family, target, problem)
-    return dict(chosen.decisions) if chosen.family is family else default
 
 
 def _problems(call: Call) -> Iterable[Problem]:

@@ -98,7 +98,8 @@ def _library(manifest: Manifest, libraries: Mapping[str, bytes]) -> tuple[ahead.
 class _Empty:
     """Of a program without attention."""
 
-    kernels: Mapping[str, Any] = {}
+    def kernel(self, *call: Any) -> None:
+        """None."""
 
 
 def _program(path: Path, manifest: Manifest) -> nn.Module:

@@ -56,11 +56,12 @@ class Exported:
         from attncc.report import Report
 
         written = f"{self.path}, {self.bytes / 1e6:.1f} MB, written in {self.seconds:.1f} s"
-        kernels = table(written, "target", "kernels", "linked by")
+        kernels = table(written, "target", "kernels", "of these tuned", "linked by")
         for library in self.libraries:
-            kernels.add_row(library.mcpu, str(len(library.kernels)), library.linker)
+            tuned = sum(kernel.places is not None for kernel in library.kernels)
+            kernels.add_row(library.mcpu, str(len(library.kernels)), str(tuned), library.linker)
         if not self.libraries:
-            kernels.add_row("", "none: no attention was fused, and the program runs as PyTorch runs it", "")
+            kernels.add_row("", "none: no attention was fused, and the program runs as PyTorch runs it", "", "")
         conditions = [f"calls must meet: {guard}" for guard in self.guards]
         return Group(Report(self.sites, 1, self.capture_seconds), "", kernels, *conditions)
 
@@ -151,7 +152,10 @@ def _targets(given: Targets) -> list[Target]:
 def _library(
     target: Target, needs: Sequence[str], record: str, linker: str, wanted: Sequence[Wanted]
 ) -> archive.Library:
-    entries = [archive.KernelEntry(each.symbol, each.spec.json, each.family.name, each.decisions) for each in wanted]
+    entries = [
+        archive.KernelEntry(each.symbol, each.spec.json, each.family.name, each.decisions, each.source, each.places)
+        for each in wanted
+    ]
     return archive.Library(
         mcpu=target.mcpu,
         triple=target.triple,

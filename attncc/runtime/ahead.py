@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from attncc.spec import AttentionSpec
@@ -18,11 +17,10 @@ if TYPE_CHECKING:
 
 
 class Library(Protocol):
-    """What holds kernels, by the name of their spec, special families before general ones."""
+    """What holds kernels."""
 
-    @property
-    def kernels(self) -> Mapping[str, Sequence[Kernel]]:
-        """The kernels of each spec."""
+    def kernel(self, spec: AttentionSpec, problem: Problem) -> Kernel | None:
+        """The one for a call of these sizes, if there is one."""
         ...
 
 
@@ -38,9 +36,9 @@ def find(spec: AttentionSpec, problem: Problem) -> Kernel | None:
     """A ready-made kernel for a call of these sizes; of several libraries, that of the one provided last."""
     for held in _libraries:
         library = held()
-        for kernel in library.kernels.get(spec.name, ()) if library is not None else ():
-            if kernel.family.suits(spec, problem):
-                return kernel
+        kernel = None if library is None else library.kernel(spec, problem)
+        if kernel is not None:
+            return kernel
     return None
 
 

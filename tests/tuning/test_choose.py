@@ -285,16 +285,16 @@ def test_a_database_can_be_named_when_a_model_is_compiled(db: Database, tmp_path
         attncc.compile(attend, database=7)
 
 
-def test_an_artifact_of_fixed_sizes_gets_the_tuned_kernel(db: Database) -> None:
-    """Where a size is open, no record can speak for all that it may be."""
+def test_an_artifact_gets_the_tuned_kernel_beside_the_default(db: Database) -> None:
+    """Whether sizes are fixed or open; but not where they are fixed to others."""
     from attncc.export.kernels import Call, wanted
 
     sizes = (PROBLEM.batch, PROBLEM.heads, PROBLEM.q_len, PROBLEM.kv_len)
     db.append(record(0.3, problem=dispatch.problem_of(SPEC, *sizes, threads=detect().cores)))
-    found = {kernel.family.name: kernel.decisions for kernel in wanted([Call(SPEC, *sizes)], detect())}
-    assert found[FAMILY.name] == decisions()
-    found = {kernel.family.name: kernel.decisions for kernel in wanted([Call(SPEC, *sizes[:3], None)], detect())}
-    assert found[FAMILY.name] == default()
+    for length, tuned in ((sizes[3], [decisions()]), (None, [decisions()]), (16 * sizes[3], [])):
+        found = wanted([Call(SPEC, *sizes[:3], length)], detect())
+        assert [kernel.decisions for kernel in found if kernel.family == FAMILY and kernel.places] == tuned
+        assert [kernel.decisions for kernel in found if kernel.family == FAMILY and not kernel.places] == [default()]
 
 
 def test_explain_says_where_decisions_come_from(db: Database) -> None:
