@@ -24,13 +24,60 @@ __all__ = [
 
 
 def compile_module(module: IRModule, target: Target) -> Any:
-    """`tvm.compile`, without TVM's common subexpression elimination.
+    """`tvm.compile`, with register tiles on the stack and without TVM's common subexpression elimination.
 
     TVM 0.27 moves an expression that is also used inside a `Let` out of the scope of its other uses, and LLVM then
     rejects the module. LLVM eliminates common subexpressions by itself.
     """
+    from tvm.tirx.compilation_pipeline import register_tir_pipeline
+
+    register_tir_pipeline(_CPU_PIPELINE, _cpu_pipeline)
     with tvm.transform.PassContext(config={"tirx.disable_cse_tir": True}):
-        return tvm.compile(module, target=target)
+        return tvm.compile(module, target=target, tir_pipeline=_CPU_PIPELINE)
+
+
+_CPU_PIPELINE = "attncc.cpu"
+
+
+def _cpu_pipeline() -> tuple[Any, Any, Any]:
+    """TVM's pipeline, and `_on_stack` before the pass that turns scratch buffers into calls of an allocator."""
+    from tvm.tirx.compilation_pipeline import get_tir_pipeline
+
+    pipeline, host, device = get_tir_pipeline("s_tir")
+    return pipeline, lambda: tvm.transform.Sequential([_on_stack(), host()]), device
+
+
+def _on_stack() -> Any:
+    """A pass that leaves buffers of scope "local" to LLVM, as variables on the stack.
+
+    What is only ever used at constant places then becomes registers. Memory of an allocator would be written all the
+    same: sixteen stores a register tile, which nothing reads.
+    """
+
+    def function(func: PrimFunc, module: IRModule, context: Any) -> PrimFunc:
+        return func.with_body(_kept_local(func.body))
+
+    return tirx.transform.prim_func_pass(function, opt_level=0, name="attncc.on_stack")
+
+
+def _kept_local(stmt: Any) -> Any:
+    """A statement whose "local" buffers are told to stay as they are."""
+    match stmt:
+        case tirx.AllocBuffer(buffer=buffer) if buffer.scope() == "local":
+            return tirx.AllocBuffer(buffer, {**stmt.annotations, "disable_lower_builtin": tirx.const(1, "bool")})
+        case tirx.SeqStmt():
+            return tirx.SeqStmt([_kept_local(each) for each in stmt.seq])
+        case tirx.For():
+            body = _kept_local(stmt.body)
+            return tirx.For(
+                stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body, stmt.thread_binding, stmt.annotations, stmt.step
+            )
+        case tirx.AttrStmt():
+            return tirx.AttrStmt(stmt.node, stmt.attr_key, stmt.value, _kept_local(stmt.body))
+        case tirx.IfThenElse():
+            other = None if stmt.else_case is None else _kept_local(stmt.else_case)
+            return tirx.IfThenElse(stmt.condition, _kept_local(stmt.then_case), other)
+    return stmt
 
 
 def cuda_source(module: IRModule, arch: str) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_STACK = {"x86_64": r"\(%rsp", "aarch64": r"\[sp\b"}
+_STACK = {"x86_64": r"\(%rsp\)", "aarch64": r"\[sp(?:, #[^\]]*)?\]"}
+"""At a constant place: what is indexed is a buffer."""
 _VECTOR = {"x86_64": r"%[xyz]mm\d", "aarch64": r"\b[qdsvz]\d+\b"}
 _STORE = {"x86_64": r"^v?mov\w+\s+%[xyz]mm\d+.*, .*\(", "aarch64": r"^st\w+\s+[{ ]*[qdsvz]\d"}
 _ROUND = {"x86_64": r"^v(?:round|rndscale)p", "aarch64": r"^frint"}
