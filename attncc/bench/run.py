@@ -93,6 +93,13 @@ class Result:
             return "bandwidth", case.bytes_read / seconds / 1e9 / self.peak.read_gbs
         return "peak", case.flops / seconds / 1e9 / self.peak.gflops(case.dtype)
 
+    @property
+    def beyond_peak(self) -> bool:
+        """Whether something computed faster than the machine can: then the peak was measured in a bad moment."""
+        timed = [entry for entry in self.entries if entry.timing is not None and entry.ours]
+        shares = [self.share(entry.timing.median, entry.case) for entry in timed if entry.timing is not None]
+        return any(limit == "peak" and share > 1.0 for limit, share in shares)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON."""
         entries = []

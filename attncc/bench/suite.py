@@ -190,8 +190,8 @@ def steps(rows: Sequence[Row], names: Sequence[str] | None, record: Record, spen
         if before is None or not before.complete:
             done = {result.case for result in before.results} if before is not None else set()
             trials = [trial for trial in row.trials(record.quick) if trial.case not in done]
-            count += (
-                sum(run.steps(_names(trial, names), spent.turns, tuple(trial.variants)) for trial in trials) + STEPS + 1
+            count += 1 + sum(
+                STEPS + run.steps(_names(trial, names), spent.turns, tuple(trial.variants)) for trial in trials
             )
     return count
 
@@ -203,7 +203,10 @@ def measure_row(
     before = record.rows.get(row.name)
     if before is not None and before.complete:
         return before
-    peak = record.peak(lambda what: say(f"{row.name}: {what}"))
+
+    def peak(again: bool = False) -> Peak:
+        return record.peak(lambda what: say(f"{row.name}: {what}"), again)
+
     if row.measure is not None:
         say(f"{row.name}: {row.title}")
         try:
@@ -217,7 +220,7 @@ def measure_row(
             continue
         result = run.run(
             trial.case,
-            peak,
+            peak(),
             names=_names(trial, names),
             variants=trial.variants,
             turns=spent.turns,
@@ -226,7 +229,7 @@ def measure_row(
             expected=lambda name, trial=trial: _expected(results, trial, name),
             say=lambda what: say(f"{row.name}: {what}"),
         )
-        results.append(result)
+        results.append(replace(result, peak=peak(again=True)) if result.beyond_peak else result)
         findings = bars.judge(row.bars, results)
         record.add(Measured(row, tuple(results), findings, complete=len(results) == len(trials)))
     return record.rows[row.name]
@@ -278,9 +281,9 @@ class Record:
                 f"{path} is not a record of attncc bench --suite: give another file, or remove it"
             ) from error
 
-    def peak(self, say: Callable[[str], None]) -> Peak:
-        """What the machine can do, measured `PEAK_AGE` seconds ago at most."""
-        if self._peak is None or time.monotonic() - self._peak[0] > PEAK_AGE:
+    def peak(self, say: Callable[[str], None], again: bool = False) -> Peak:
+        """What the machine can do, measured `PEAK_AGE` seconds ago at most, or just now where `again` asks for that."""
+        if again or self._peak is None or time.monotonic() - self._peak[0] > PEAK_AGE:
             self._peak = time.monotonic(), measure(progress=say)
         return self._peak[1]
 
