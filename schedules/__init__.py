@@ -18,7 +18,7 @@ from attncc.spec import AttentionSpec
 from attncc.target import Target
 
 CPU: tuple[Family, ...] = (
-    Short(), PrefillAmx(), NarrowBf16(), PrefillBf16(), NarrowFp32(), PrefillFp32(), Decode(), Fallback()
+    Short(), Decode(), PrefillAmx(), NarrowBf16(), PrefillBf16(), NarrowFp32(), PrefillFp32(), Fallback()
 )  # fmt: skip
 """From special to general; the last one takes every spec."""
 

@@ -29,12 +29,12 @@ from attncc.algorithm.visibility import safe_maximum
 from attncc.spec import AttentionSpec
 
 
-def build(spec: AttentionSpec, tiling: Tiling, llvm_text: str = "") -> PrimFunc:
+def build(spec: AttentionSpec, tiling: Tiling, llvm_texts: tuple[str, ...] = ()) -> PrimFunc:
     """The kernel of `spec`.
 
     Workspaces, with n = B * G and the letters above: o [n, splits, rows, value_dim], then m, l and w [n, splits, rows];
     two more [n] where the kernel may need a second attempt (`decode_redo`); x [n, rows, Skv] where weights are asked
-    for. `llvm_text` holds functions that a schedule's intrinsics call.
+    for. `llvm_texts` hold functions that a schedule's intrinsics call.
     """
     safe = safe_maximum(spec)
     with IRBuilder() as builder:
@@ -43,8 +43,8 @@ def build(spec: AttentionSpec, tiling: Tiling, llvm_text: str = "") -> PrimFunc:
             ranks = (4, 3, 3, 3, *(() if safe is None else (1, 1)), *((3,) if "weights" in spec.outputs else ()))
             signature = declare(spec, ranks)
             use_launcher(signature)
-            if llvm_text:
-                import_llvm(llvm_text)
+            for text in llvm_texts:
+                import_llvm(text)
             kernel = _open_kernel(spec, tiling, signature)
             if safe is None:
                 _tiles(kernel)

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from attncc._tvm import Buffer, T, tirx
 from attncc.algorithm.blocks import repeat, scope, stage, store, tile
-from attncc.algorithm.decode_parts import Columns, columns, exp, finite, head_columns, value_unit, weighs_values
+from attncc.algorithm.decode_parts import Columns, exp, finite, head_columns, value_unit, weighs_values
+from attncc.algorithm.decode_values import weighted_sum
 from attncc.algorithm.decode_weights import keep_block
 from attncc.algorithm.lower_expr import lower
 from attncc.algorithm.numeric import cast
-from attncc.algorithm.storage import in_units, loaded
+from attncc.algorithm.storage import loaded
 
 if TYPE_CHECKING:
     from attncc.algorithm.decode_tile import Tile
@@ -31,12 +32,11 @@ def emit_block(t: Tile, start: Any, count: Any) -> None:
     _score(t, start, count)
     with repeat("softmax_row", t.kernel.padded_rows) as row:
         _weigh(t, start, count, row)
-    with repeat("output_chunk", t.kernel.row_chunks) as chunk:
-        _weighted_sum(t, start, count, chunk * t.tiling.row_chunk)
+    weighted_sum(t, start, count)
 
 
 def _score(t: Tile, start: Any, count: Any) -> None:
-    """s = the sum over columns of element(q, k), a chunk of rows at a time.
+    """s = the sum over columns of element(q, k), a chunk of keys at a time, and of these a chunk of rows.
 
     Keys are read one or a few at a time, in the order in which they lie, so that hardware sees a stream to prefetch;
     their strands are kept, and summed for a chunk of keys together.
@@ -45,8 +45,8 @@ def _score(t: Tile, start: Any, count: Any) -> None:
     n, r = tiling.key_chunk, tiling.row_chunk
     parts = head_columns(t.spec.head_dim, tiling)
     with (
-        repeat("row_chunk", t.kernel.row_chunks) as row_chunk,
         repeat("key_chunk", (count + (n - 1)) // n) as key_chunk,
+        repeat("row_chunk", t.kernel.row_chunks) as row_chunk,
     ):
         first_key, first_row = key_chunk * n, row_chunk * r
         strands = [tile(f"strands{number}", (r, n, part.width), t.dtype) for number, part in enumerate(parts)]
@@ -173,22 +173,3 @@ def _modified(t: Tile, row: Any, key: Any, score: Any) -> Any:
     env = t.kernel.env(score, b=t.batch, h=head, i=query, j=key)
     x = lower(spec.score_mod, env)
     return x if spec.mask is None else T.Select(lower(spec.mask, env), x, tirx.const(spec.fill, t.dtype))
-
-
-def _weighted_sum(t: Tile, start: Any, count: Any, first_row: Any) -> None:
-    """o = o a + p v for a chunk of rows, a register tile of columns at a time."""
-    rows, v = t.tiling.row_chunk, t.kernel.signature.v
-    for number, part in enumerate(columns(t.spec.value_dim, t.tiling.strands, t.tiling.column_sets)):
-        with scope(f"weighted_sum.{number}"):
-            sums = tile(f"pv{number}", (rows, part.sets, part.width), t.dtype)
-            shape = {"r": rows, "c": part.sets, "l": part.width}
-            with stage(f"pv.{number}", "SSSR", **shape, n=count) as (vr, vc, vl, vn):
-                column, row = part.start + vc * part.width + vl, first_row + vr
-                with T.init():
-                    sofar = t.output[row, column]
-                    store(sums, [vr, vc, vl], sofar * t.decay[row] if t.kernel.normalizes else sofar)
-                read = loaded if value_unit(t.spec) == 1.0 else in_units
-                value = read(t.spec.value_dtype or t.spec.dtype, t.dtype, v[t.batch, t.kv_head, start + vn, column])
-                store(sums, [vr, vc, vl], sums[vr, vc, vl] + t.weights[row, vn] * value)
-            with stage(f"keep_output.{number}", "SSS", **shape) as (vr, vc, vl):
-                store(t.output, [first_row + vr, part.start + vc * part.width + vl], sums[vr, vc, vl])

@@ -43,6 +43,11 @@ class Tiling:
     """Neighbouring columns that a strand takes at once: more than 1 for bfloat16 and codes; q is then kept as it is."""
     column_sets: int
     """Most sets of `strands` columns in a register tile of the output."""
+    value_rows: int
+    """Keys whose values are read together, for all rows: an even number."""
+    value_pairs: int
+    """Neighbouring keys that a product of weights and values takes at once: 2 for bfloat16, in which weights are then
+    rounded and values paired; else 1."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,19 @@ def head_columns(head_dim: int, tiling: Tiling) -> list[Columns]:
     end = whole * tiling.strands * tiling.pairs
     paired = [Columns(0, whole, tiling.strands, tiling.pairs)] if whole else []
     rest = columns(head_dim - end, tiling.strands, max(head_dim, 1))
+    return paired + [Columns(end + part.start, part.sets, part.width) for part in rest]
+
+
+def paired_columns(spec: AttentionSpec, tiling: Tiling) -> int:
+    """How many columns of v are multiplied in pairs of keys: whole sets of strands."""
+    return spec.value_dim // tiling.strands * tiling.strands if tiling.value_pairs > 1 else 0
+
+
+def value_columns(spec: AttentionSpec, tiling: Tiling) -> list[Columns]:
+    """The parts of a weighted sum: those of pairs of keys, then what is left, a key at a time."""
+    end, width, most = paired_columns(spec, tiling), tiling.strands, tiling.column_sets
+    paired = [Columns(part.start, part.sets, width, tiling.value_pairs) for part in columns(end, width, most)]
+    rest = columns(spec.value_dim - end, width, most)
     return paired + [Columns(end + part.start, part.sets, part.width) for part in rest]
 
 

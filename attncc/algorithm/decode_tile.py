@@ -49,6 +49,8 @@ class Tile:
     """[rows, keys]: p"""
     weights: Buffer
     """[rows, keys]: p, times the scales and the unit of v where it has any"""
+    paired_weights: Buffer | None
+    """[rows, keys]: the weights as the bits of bfloat16, where v is multiplied in pairs"""
     output: Buffer
     """[rows, value_dim]: the sum of p v so far"""
     maximum: Buffer
@@ -117,6 +119,7 @@ def open_tile(kernel: Kernel, number: Var) -> Tile:
         scores=tile("scores", (rows, keys), dtype),
         probabilities=probabilities,
         weights=_weights(kernel, probabilities),
+        paired_weights=tile("paired_weights", (rows, keys), "uint16") if tiling.value_pairs > 1 else None,
         output=tile("output", (rows, spec.value_dim), dtype),
         **{name: tile(name, (rows,), dtype) for name in ("maximum", "new_maximum", "base", "decay")},
         **{name: tile(name, (rows, tiling.strands), dtype) for name in ("total", "new_total")},

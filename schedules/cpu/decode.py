@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from attncc._tvm import IRModule
     from attncc.algorithm.decode_parts import Tiling
 
-MOST_ROWS = 8
-"""From this many query rows a head on, prefill has its vector lanes filled."""
+MOST_ROWS, MOST_ROWS_BF16 = 16, 10
+"""From this many query rows a head on, prefill is faster: a tile of 16 takes as long however many of them there are."""
 LEAST_SPLIT = 64
 """Keys that a split is worth: fewer, and the work around them takes longer than reading them."""
+VALUE_ROWS = 16
+"""Keys whose values stay in L1 while all query rows are multiplied with them."""
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2} | dict.fromkeys(CODES, 1)
 
 
@@ -48,7 +50,7 @@ class Decode(Family):
         return None
 
     def suits(self, spec: AttentionSpec, problem: Problem) -> bool:
-        return problem.q_len < MOST_ROWS
+        return problem.q_len < (MOST_ROWS_BF16 if spec.dtype == "bfloat16" else MOST_ROWS)
 
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
         """A vector of strands; register tiles of sums in half of the vector registers.
@@ -60,15 +62,21 @@ class Decode(Family):
         strands = model.lanes(target, size)
         fitting = target.l2 // 2 // (spec.head_dim * _BYTES[spec.key_dtype or spec.dtype] + 3 * size * spec.group)
         accumulators = model.registers(target) // 2
-        row_chunk = max(n for n in range(1, 5) if spec.group % n == 0)
+        pairs = self._value_pairs(spec, target)
+        # few rows of q, so that sums for a whole row of v fit: it is then read as it lies, not some columns of many
+        # rows; but pairs are made of whole rows, and codes are converted for each chunk of rows
+        several = pairs > 1 or spec.key_dtype is not None
+        row_chunk = max(n for n in range(1, 5 if several else 3) if spec.group % n == 0)
         return {
             "row_chunk": row_chunk,
             "keys": min(max(1 << max(fitting, 1).bit_length() - 1, 4 * strands), 1024),
-            "key_rows": 1 if row_chunk == 1 else 2,
+            "key_rows": 2 if spec.key_dtype is not None and row_chunk > 1 else 1,
             "key_chunk": strands,
             "strands": strands,
             "pairs": self._pairs(spec, target),
             "column_sets": max(1, accumulators // row_chunk),
+            "value_rows": VALUE_ROWS,
+            "value_pairs": pairs,
         }
 
     def space(self, spec: AttentionSpec, target: Target) -> dict[str, tuple[int, ...]]:
@@ -86,10 +94,10 @@ class Decode(Family):
         from attncc._tvm import IRModule, Schedule
         from attncc.algorithm.decode import build
         from attncc.algorithm.signature import NAME
-        from attncc.schedules.cpu.decode_schedule import DecodeSchedule, llvm_text
+        from attncc.schedules.cpu.decode_schedule import DecodeSchedule, llvm_texts
 
         tiling = self._tiling(decisions)
-        sch = Schedule(IRModule({NAME: build(spec, tiling, llvm_text(spec, tiling))}))
+        sch = Schedule(IRModule({NAME: build(spec, tiling, llvm_texts(spec, tiling))}))
         sch.work_on(NAME)
         DecodeSchedule(sch, spec, tiling).apply()
         return sch.mod
@@ -119,18 +127,26 @@ class Decode(Family):
             return 2
         return 4 if spec.key_dtype in FLOAT8 and "avx512vbmi" in target.features else 1
 
+    def _value_pairs(self, spec: AttentionSpec, target: Target) -> int:
+        """2 where weights and values are multiplied in bfloat16: interleaving rows of v pays where they serve several
+        of q."""
+        halves = spec.dtype == "bfloat16" and {"avx512f", "avx512bf16"} <= target.features
+        return 2 if halves and spec.group > 1 and spec.value_dtype is None else 1
+
     def _tiling(self, decisions: Decisions) -> Tiling:
         from attncc.algorithm.decode_parts import Tiling
 
         tiling = Tiling(**decisions)
         if (
             min(decisions.values()) < 1
+            or tiling.value_rows % 2
             or tiling.keys % math.lcm(tiling.key_chunk, tiling.strands)
             or tiling.key_chunk % tiling.key_rows
         ):
             raise ValueError(
                 f"{self.name}: decisions are positive, keys={tiling.keys} is a multiple of "
-                f"key_chunk={tiling.key_chunk} and strands={tiling.strands}, key_chunk of key_rows={tiling.key_rows}"
+                f"key_chunk={tiling.key_chunk} and strands={tiling.strands}, key_chunk of key_rows={tiling.key_rows}, "
+                f"value_rows={tiling.value_rows} is even"
             )
         return tiling
 

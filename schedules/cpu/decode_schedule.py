@@ -15,27 +15,42 @@ from __future__ import annotations
 from typing import Any
 
 from attncc._tvm import Schedule
-from attncc.algorithm.decode_parts import Columns, Tiling, columns, head_columns, weighs_values
+from attncc.algorithm.decode_parts import (
+    Columns,
+    Tiling,
+    head_columns,
+    paired_columns,
+    value_columns,
+    weighs_values,
+)
 from attncc.algorithm.signature import compute_dtype
 from attncc.algorithm.visibility import visible
 from attncc.expr import FLOAT8
-from attncc.schedules.cpu import code_tables, dot_pairs, row_sums
+from attncc.schedules.cpu import bf16_intrinsics, code_tables, dot_pairs, row_sums
 from attncc.spec import AttentionSpec
 
 
-def llvm_text(spec: AttentionSpec, tiling: Tiling) -> str:
-    """The functions that the schedule's intrinsics call."""
+def llvm_texts(spec: AttentionSpec, tiling: Tiling) -> tuple[str, ...]:
+    """The functions that the schedule's intrinsics call, in modules of their own."""
     parts = head_columns(spec.head_dim, tiling)
+    paired = any(part.pairs > 1 for part in parts)
     kind = spec.key_dtype or spec.dtype
-    texts = []
-    if any(part.pairs > 1 for part in parts):
-        texts = [dot_pairs.llvm_text(kind), code_tables.llvm_text({kind} & {*FLOAT8})]
-    texts += [
+    dots = [dot_pairs.llvm_text(kind), code_tables.llvm_text({kind} & {*FLOAT8})] if paired else []
+    sums = [
         row_sums.llvm_text(tiling.key_chunk, width, compute_dtype(spec))
         for width in sorted({part.width for part in parts})
         if row_sums.available(tiling.key_chunk, width)
     ]
-    return "".join(texts)
+    texts = ["".join([*dots, *sums])]
+    if paired_columns(spec, tiling):
+        texts.append(bf16_intrinsics.llvm_text(tiling.strands, pair_width(spec, tiling)))
+    return tuple(filter(None, texts))
+
+
+def pair_width(spec: AttentionSpec, tiling: Tiling) -> int:
+    """Columns of two rows of v that are interleaved at a time: the widest power of two that divides them all."""
+    whole = paired_columns(spec, tiling)
+    return min(whole & -whole, 2 * tiling.strands)
 
 
 class DecodeSchedule:
@@ -53,8 +68,10 @@ class DecodeSchedule:
             self.sch.parallel(loop)
         for number, part in enumerate(head_columns(self.spec.head_dim, self.tiling)):
             self.dot(number, part)
-        for number, _ in enumerate(columns(self.spec.value_dim, self.tiling.strands, self.tiling.column_sets)):
-            self.weighted_sum(number)
+        for number, part in enumerate(value_columns(self.spec, self.tiling)):
+            self.weighted_sum(number, part)
+        if self.tiling.value_pairs > 1:
+            self.pairs()
         self.unroll_all(self.loops("keep_score")[-2:])
         self.sch.vectorize(self.loops("modify")[-1])
         if weighs_values(self.spec):
@@ -98,14 +115,36 @@ class DecodeSchedule:
             sch.unroll(n)
         sch.unroll(r)
 
-    def weighted_sum(self, number: int) -> None:
+    def weighted_sum(self, number: int, part: Columns) -> None:
         sch = self.sch
         block, keep = sch.get_sblock(f"pv.{number}"), sch.get_sblock(f"keep_output.{number}")
         sch.set_scope(block, 0, "local")
-        r, c, lane, n = self.loops(block)[-4:]
-        sch.reorder(n, r, c, lane)
-        self.register_tile(block, n, [r, c, lane])
+        if part.pairs > 1:
+            r, c, lane, n, _ = self.loops(block)[-5:]
+            sch.reorder(n, r, c, lane)
+            start = sch.decompose_reduction(block, n)
+            sch.tensorize(lane, bf16_intrinsics.dot("uint16", self.tiling.strands))
+            self.unroll_all(self.loops(start)[-3:])
+            sch.unroll(r)
+            sch.unroll(c)
+        else:
+            r, c, lane, n = self.loops(block)[-4:]
+            sch.reorder(n, r, c, lane)
+            self.register_tile(block, n, [r, c, lane])
         self.unroll_all(self.loops(keep)[-3:])
+
+    def pairs(self) -> None:
+        """Weights rounded, rows of v interleaved two by two, and a last row on its own."""
+        sch = self.sch
+        sch.vectorize(self.loops("round_weights")[-1])
+        for name in ("last_value", "keep_last"):
+            self.row(self.loops(name)[-1])
+        if paired_columns(self.spec, self.tiling):
+            n, p, column = self.loops("pair_v")[-3:]
+            width = pair_width(self.spec, self.tiling)
+            outer, inner = sch.split(column, [None, width])
+            sch.reorder(n, outer, p, inner)
+            sch.tensorize(p, bf16_intrinsics.pair("bfloat16", width))
 
     def seek(self) -> None:
         """The search for visible keys: both ends from one evaluation of the condition, a vector of keys at a time."""
