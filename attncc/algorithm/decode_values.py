@@ -28,8 +28,8 @@ def weighted_sum(t: Tile, start: Any, count: Any) -> None:
     parts = value_columns(t.spec, tiling)
     some = tiling.value_rows // pairs
     products = count // pairs
-    if pairs > 1:
-        _round_weights(t, products)
+    if t.paired_weights is not None:
+        _round_weights(t, t.paired_weights, products)
     with repeat("value_chunk", (products + (some - 1)) // some) as chunk:
         first, steps = chunk * tiling.value_rows, T.min(products - chunk * some, some)
         paired = _pair_values(t, start + first, steps) if parts[0].pairs > 1 else None
@@ -40,13 +40,13 @@ def weighted_sum(t: Tile, start: Any, count: Any) -> None:
         _last_value(t, start, count - products * pairs, products * pairs)
 
 
-def _round_weights(t: Tile, products: Any) -> None:
+def _round_weights(t: Tile, rounded: Buffer, products: Any) -> None:
     """p in bfloat16, of an even number of keys."""
     width = t.tiling.strands
     sets = (products * 2 + (width - 1)) // width
     with repeat("round_row", t.kernel.padded_rows) as row, stage("round_weights", "SS", n=sets, l=width) as (n, lane):
         at = n * width + lane
-        store(t.paired_weights, [row, at], pack("bfloat16", t.weights[row, at]))
+        store(rounded, [row, at], pack("bfloat16", t.weights[row, at]))
 
 
 def _pair_values(t: Tile, at: Any, steps: Any) -> Buffer:
@@ -82,15 +82,16 @@ def _sum_columns(
     with scope(f"weighted_sum.{number}"):
         sums = tile(f"pv{number}", (rows, part.sets, part.width), t.dtype)
         shape = {"r": rows, "c": part.sets, "l": part.width}
-        if part.pairs > 1 and paired is not None:
+        rounded = t.paired_weights
+        if part.pairs > 1 and paired is not None and rounded is not None:
             with stage(f"pv.{number}", "SSSRR", **shape, n=steps, p=2) as (vr, vc, vl, vn, vp):
                 column, row, key = part.start + vc * part.width + vl, first_row + vr, first + vn * 2 + vp
                 # not what the sum starts from, which the instruction knows nothing of
-                T.reads(sums[vr, vc, vl], paired[vn, column, vp], t.paired_weights[row, key])
+                T.reads(sums[vr, vc, vl], paired[vn, column, vp], rounded[row, key])
                 T.writes(sums[vr, vc, vl])
                 with T.init():
                     store(sums, [vr, vc, vl], _decayed(t, row, column, first))
-                product = widened(paired[vn, column, vp]) * widened(t.paired_weights[row, key])
+                product = widened(paired[vn, column, vp]) * widened(rounded[row, key])
                 store(sums, [vr, vc, vl], sums[vr, vc, vl] + product)
         else:
             with stage(f"pv.{number}", "SSSR", **shape, n=steps * t.tiling.value_pairs) as (vr, vc, vl, vn):
