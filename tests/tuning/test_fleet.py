@@ -139,17 +139,17 @@ def test_devices_are_killed_under_load(tmp_path: Path) -> None:
                 while len(database.records()) < before + 3 and process.poll() is None:
                     time.sleep(0.02)
                 device.end()
-                _, said = process.communicate(timeout=300)
+                _, said = process.communicate(timeout=900)
             return process.returncode, said
 
-        status, said = tuned_while_one_dies(24, devices[0])
+        status, said = tuned_while_one_dies(16, devices[0])
         assert status == 0, said
         trials = [record for record in database.records() if record.default_seconds is None]
-        assert len(trials) == len({record.candidate for record in trials}) == 24
+        assert len(trials) == len({record.candidate for record in trials}) == 16
         assert all(record.status == "ok" for record in trials)
         kept = len(database.records())
-        assert kept > 24, "the best were compared with the default"
-        status, said = tuned_while_one_dies(48, devices[1])
+        assert kept > 16, "the best were compared with the default"
+        status, said = tuned_while_one_dies(32, devices[1])
         assert status == 1 and f"no device is left under 'zen' at tracker {tracker}" in said
         assert len(database.records()) >= kept + 3
 
