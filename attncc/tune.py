@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,8 @@ def tune(
         seconds: when to end, whatever is left to try.
         database: the file of records; the user's own by default.
         measurer: who measures; this machine by default.
-        progress: called after each trial with an `attncc.tuning.session.Progress`.
+        progress: called after each trial with an `attncc.tuning.session.Progress`; by default a line on the terminal,
+            where there is one, says where the run stands.
         seed: of the search; equal seeds try the same candidates where times are the same.
 
     Returns:
@@ -42,11 +45,14 @@ def tune(
     Raises:
         ImportError: a package of `attncc[tune]` is missing. Whatever the model raises.
     """
+    from attncc.cli._tuning import progress as shown
     from attncc.target import detect
     from attncc.tuning.run import tune_tasks
     from attncc.tuning.search import Budget
     from attncc.tuning.workload import of_model
 
     target, threads = (detect(), None) if measurer is None else (measurer.target, measurer.threads)
-    tasks = of_model(model, args, kwargs or {}, target, threads)
-    return tune_tasks(tasks, Budget(trials, seconds), database, measurer, progress, seed)
+    quiet = progress is not None or not sys.stderr.isatty()
+    with nullcontext(progress) if quiet else shown() as say:
+        tasks = of_model(model, args, kwargs or {}, target, threads)
+        return tune_tasks(tasks, Budget(trials, seconds), database, measurer, say, seed)

@@ -30,7 +30,8 @@ def progress() -> Iterator[Callable[[session.Progress], None]]:
         yield _lines()
         return
     columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    # Seldom, as each refresh takes time from what is measured.
+    with Progress(*columns, console=console, transient=True, refresh_per_second=2) as bar:
         shown = bar.add_task("finding the attention", total=None)
 
         def tell(progress: session.Progress) -> None:

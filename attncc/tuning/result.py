@@ -40,6 +40,8 @@ class Tuned:
         """Why nothing was measured; empty where something was."""
         if self.measured:
             return ""
+        if any(not state.trials for state in self.searches):
+            return "no time was left for it after the defaults; give it more --seconds"
         if self.searches:
             return "every task has its trials on record already; ask for more --trials"
         if self.session.skipped:
