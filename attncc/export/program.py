@@ -12,6 +12,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx, nn
+from torch.amp import autocast_mode
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils import _pytree as pytree
@@ -48,8 +49,8 @@ def capture(
     """Export `model` for these inputs and fuse its attention.
 
     `model` is an nn.Module in evaluation mode, a function, or an ExportedProgram (which has its inputs already).
-    Raises ValueError for a model in training mode or one whose result is of a class of its own, and whatever
-    torch.export raises.
+    Raises ValueError for a model in training mode, one that enters torch.autocast, or one whose result is of a class of
+    its own, and whatever torch.export raises.
     """
     with torch.no_grad():
         program = model if isinstance(model, ExportedProgram) else _exported(model, args, kwargs, dynamic_shapes)
@@ -137,6 +138,11 @@ def _fused(program: ExportedProgram, verify: bool) -> tuple[ExportedProgram, lis
         return program, []
     if not any(site.fused for site in found):
         return program, found
+    if any(node.target is autocast_mode._enter_autocast for node in fused.graph.nodes):
+        raise ValueError(
+            "attncc.export: the model enters torch.autocast, whose regions torch.export cannot write and read again "
+            "around fused attention; give the model its dtype instead, such as model.to(torch.bfloat16)"
+        )
     open_sizes = _symbols(fused)
     result = ExportedProgram(
         root=fused,

@@ -95,8 +95,9 @@ def export(
     "x86-64-v3", "znver4"). Building needs a linker (binutils, lld or the ziglang package). `strict` and `verify` are
     those of `attncc.compile`; `say` hears what is being done.
 
-    Raises ValueError for a model in training mode, UnfusedAttention under `strict`, NoLinker, LookupError for an
-    attention that no kernel family takes, and whatever torch.export raises for a model that it cannot capture.
+    Raises ValueError for a model in training mode or with autocast inside, UnfusedAttention under `strict`, NoLinker,
+    LookupError for an attention that no kernel family takes, and whatever torch.export raises for a model that it
+    cannot capture.
     """
     from attncc.backend import check_fused
     from attncc.export import kernels, machine, program

@@ -120,6 +120,17 @@ def test_what_is_not_fused_stays_with_pytorch_and_is_reported(tmp_path: Path) ->
     assert not (tmp_path / "strict.pt2").exists()
 
 
+def test_autocast_inside_of_the_model_is_refused(tmp_path: Path) -> None:
+    """What torch.export writes of it does not load again."""
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return (q @ k.transpose(-2, -1)).softmax(-1) @ v
+
+    with pytest.raises(ValueError, match=r"enters torch\.autocast.*model\.to"):
+        attncc.export(attend, torch.randn(3, 2, 3, 9, 8).unbind(), tmp_path / "model.pt2")
+
+
 def test_results_of_a_class_of_its_own_are_refused(tmp_path: Path) -> None:
     """The loading process may not have the class."""
 
