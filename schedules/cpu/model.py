@@ -21,6 +21,9 @@ KEYS = 128
 """Keys of a step, and twice as many of halved operands, which are multiplied twice as fast. A step rescales and copies
 the output tile, some four vector operations a column: that many keys keep it at 2% of the products."""
 
+LONGEST_SUM = 64
+"""Terms of a score that are summed one after the other, where head_dim is more than twice as large."""
+
 
 @dataclass(frozen=True)
 class RegisterTile:
@@ -68,6 +71,11 @@ def key_block(spec: AttentionSpec, target: Target, queries: int, size: int, leas
     while 2 * keys <= KEYS * wide // size and fixed + 2 * keys * each <= target.l2:
         keys *= 2
     return keys
+
+
+def divided(head_dim: int) -> bool:
+    """Whether a score is the sum of sums over parts of a large head: rounding errors grow with the length of a sum."""
+    return head_dim > 2 * LONGEST_SUM
 
 
 def columns(value_dim: int, most: int) -> int:

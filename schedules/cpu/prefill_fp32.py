@@ -43,7 +43,9 @@ class PrefillFp32(Family):
         return problem.q_len >= MIN_ROWS
 
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
-        return prefill_decisions(spec, target, size_of(spec))
+        """The model's. Where a score has partial sums, they take registers as well."""
+        found = prefill_decisions(spec, target, size_of(spec))
+        return found | {"key_rows": found["key_rows"] // 2} if model.divided(spec.head_dim) else found
 
     def space(self, spec: AttentionSpec, target: Target) -> dict[str, tuple[int, ...]]:
         return prefill_space(self.decisions(spec, target), model.lanes(target, size_of(spec)))

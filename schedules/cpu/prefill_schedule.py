@@ -24,10 +24,8 @@ from attncc.algorithm.distances import distance_terms, from_diagonals
 from attncc.algorithm.key_step import EDGE, WEIGHTS
 from attncc.algorithm.pair_loads import is_pair_load
 from attncc.algorithm.signature import NAME
+from attncc.schedules.cpu import model
 from attncc.spec import AttentionSpec
-
-LONGEST_SUM = 64
-"""Terms of a score that are summed one after the other, where head_dim is more than twice as large."""
 
 MOST_LIGHT_NODES = 24
 HEAVY = frozenset(
@@ -155,14 +153,14 @@ class PrefillSchedule:
         self.maximum(suffix, n0, m0, self.light)
 
     def partial_sums(self, qk: Any) -> Any:
-        """For large heads, a block that sums a part of d at a time: rounding errors grow with the length of a sum.
+        """A block that sums a part of d at a time, for large heads.
 
-        None where d is short enough, or has no fitting divisor.
+        None for small ones, and where d has no fitting divisor.
         """
         d = self.loops(qk)[-1]
         extent = int(self.sch.get(d).extent)
-        parts = [n for n in range(LONGEST_SUM // 2, LONGEST_SUM + 1) if extent % n == 0]
-        if extent <= 2 * LONGEST_SUM or not parts:
+        parts = [n for n in range(model.LONGEST_SUM // 2, model.LONGEST_SUM + 1) if extent % n == 0]
+        if not model.divided(extent) or not parts:
             return None
         d0, _ = self.sch.split(d, [None, parts[-1]])
         return self.sch.rfactor(d0, 0)
