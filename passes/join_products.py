@@ -161,7 +161,7 @@ class _Joining:
         """A node over the axes `own`, and `fresh` ones that it sums over; the read of all of it."""
         name = f"{self.name}.joined{len(self.made)}"
         axes = tuple((a, self.sizes[a]) for a in (*own, *fresh))
-        self.made.append(kind(name, dtype, axes, tuple((a,) for a in own), **fields))  # type: ignore[arg-type]
+        self.made.append(kind(name, dtype, axes, tuple((a,) for a in own), **fields))
         return ir.Access(name, tuple(ix.axis(a) for a in own))
 
 

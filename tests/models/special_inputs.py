@@ -236,7 +236,7 @@ SPECIAL: dict[str, Callable[[Any], Inputs]] = {
     "gemma4_vision": _positioned_patches,
     "phi4_multimodal_audio": lambda c: {"hidden_states": torch.randn(2, 120, c.input_size), "mask": None},
     "qwen3_asr_encoder": lambda c: _bands(c, 4 * c.n_window),
-    "fun_asr_nano_encoder": lambda c: _frames(c, 24),
+    "fun_asr_nano_encoder": lambda c: _frames(c, 24) | {"input_features": torch.randn(2, 24, 560)},
     "gemma4_audio": lambda c: {"input_features": torch.randn(2, 120, 128)},
     "blip_2_qformer": _query_tokens,
     "superglue": _pair,
