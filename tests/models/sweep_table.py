@@ -27,8 +27,10 @@ def _summary(rows: list[Row]) -> dict[str, Any]:
             reasons[reason][row["model"]] = count
     left: dict[str, dict[str, int]] = defaultdict(dict)
     for row in ran:
-        for line, count in row.get("left", {}).items() if not row["reasons"] else ():
-            left[line][row["model"]] = count
+        lines = row.get("left", {})
+        if sum(lines.values()) > sum(row["reasons"].values()):  # else each has its reason
+            for line, count in lines.items():
+                left[line][row["model"]] = count
     not_run: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if "error" in row:
