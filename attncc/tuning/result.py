@@ -38,7 +38,7 @@ class Tuned:
     @property
     def nothing(self) -> str:
         """Why nothing was measured; empty where something was."""
-        if self.measured:
+        if self.measured or any(state.comparisons for state in self.searches):
             return ""
         if any(not state.trials for state in self.searches):
             return "no time was left for it after the defaults; give it more --seconds"

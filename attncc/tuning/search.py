@@ -52,6 +52,8 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     finals: list[Record] = field(default_factory=list)
     """The finalists, each in interleaved turns with the default: what the runtime goes by."""
+    comparisons: int = 0
+    """How often this run had candidates meet the default."""
     neighbours: list[Record] = field(default_factory=list)
     """The winner against the default in the buckets next to its own, where that was asked for."""
     seconds: float = 0.0
@@ -209,6 +211,7 @@ def _compare(state: Search, candidates: list[Candidate], measurer: Measurer, dat
     found = measurer.compare(state.task, candidates)
     if any(outcome.seconds is None for outcome in found.outcomes):
         return  # what passed a moment ago fails now: the machine is in no state to say who wins
+    state.comparisons += 1
     state.default, state.sdpa = found.outcomes[0], found.sdpa or state.sdpa
     made = [_final_record(state, *pair) for pair in zip(candidates, found.outcomes, strict=True)]
     database.append(*made)

@@ -39,7 +39,16 @@ def test_what_is_on_record_is_not_measured_again(tmp_path: Path) -> None:
     assert len(measurer.asked) == 5 == state.measured and not set(measurer.asked) & set(stopped.asked)
     assert state.winner is not None and len(state.trials) == 9
     again = search(start(task(), measurer), 64, FOREVER, measurer, database)
-    assert again.measured == 0 and again.winner == state.winner
+    assert again.measured == again.comparisons == 0 and again.winner == state.winner
+
+
+def test_a_run_killed_before_its_comparison_is_taken_up_there(tmp_path: Path) -> None:
+    database, measurer = Database(tmp_path / "db"), Pretended()
+    search(start(task(), measurer), 64, FOREVER, measurer, database)
+    trials = Database(tmp_path / "trials")
+    trials.append(*[record for record in database.records() if record.default_seconds is None])
+    state = search(start(task(), measurer), 64, FOREVER, measurer, trials)
+    assert state.measured == 0 and state.comparisons == 2 and state.winner is not None
 
 
 def test_a_gain_within_the_noise_is_no_win_and_on_record_as_such(tmp_path: Path) -> None:
