@@ -34,7 +34,9 @@ class Emitter:
     Values that no FX node holds are made by `make`, once each, where they are among `new`.
     """
 
-    def __init__(self, converted: Converted, anchor: fx.Node, new: Mapping[str, ir.Node], make: Make) -> None:
+    def __init__(
+        self, converted: Converted, anchor: fx.Node, new: Mapping[str, ir.Node], make: Make, start: int
+    ) -> None:
         self.converted = converted
         self.anchor = anchor
         self.graph = anchor.graph
@@ -44,7 +46,7 @@ class Emitter:
         self.outputs: dict[str, dict[str, fx.Node]] = {}
         """What the attentions emitted so far give, by name and kind, as the operator lays it out."""
         self._symbols = {str(s): s for size in converted.sizes for s in symbols(size)}
-        self._new, self._make = new, make
+        self._new, self._make, self._start = new, make, start
         self._values: dict[str, fx.Node] = {}
         self._copied: dict[fx.Node, fx.Node] = {}
         self._again: dict[str, tuple[str, ...]] = {}
@@ -109,8 +111,8 @@ class Emitter:
         """A value that is changed in place later, as it was before.
 
         Of a counter or a row of positions, as caches have them, a copy; what is larger is computed again where it is
-        pointwise: the original is then read by nobody. Raises Refused for others: to copy them could cost more than
-        fusing gains.
+        pointwise and became another value before the scores are computed: as a bias that is masked, and that nobody
+        reads then. Raises Refused for others: to copy them could cost more than fusing gains.
         """
         if source.node.meta["val"].ndim <= 1:
             changer = next(n for n, position in self.converted.positions.items() if position == source.expires)
@@ -119,7 +121,8 @@ class Emitter:
             return copy
         node, here = self.converted.graph.nodes.get(name), self.converted.positions[self.anchor]
         same_mode = not any(source.position < fence < here for fence in self.converted.fences)
-        if isinstance(node, ir.Map | ir.View) and same_mode:
+        before = source.expires is not None and source.expires < self._start
+        if isinstance(node, ir.Map | ir.View) and same_mode and before:
             self._again[name] = node.reads
             with contextlib.suppress(Refused):
                 return self._make(self, node)

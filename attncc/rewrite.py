@@ -166,7 +166,7 @@ def _fuse(
     originals = [converted.sources[name].node for name in site.roots]
     found = {n.name: _found(n, originals[0], hints) for n in site.attentions}
     first, *_, last = sorted([*originals, originals[0]], key=converted.positions.__getitem__)
-    emitter = Emitter(converted, first, site.new, make)
+    emitter = Emitter(converted, first, site.new, make, _start(converted, site))
     try:
         _check_modes(converted, site, last)
         _check_unchanged(aten, originals[1:])
@@ -212,10 +212,15 @@ def _found(node: ir.Attention, original: fx.Node, hints: Mapping[str, int]) -> F
 
 def _check_modes(converted: Converted, site: Site, last: fx.Node) -> None:
     """Raises Refused where gradients or autocast are switched between the score and the output."""
-    names = {name.partition(".")[0] for node in site.attentions for name in node.covers}
-    start = min((p for n, p in converted.positions.items() if n.name in names), default=0)
+    start = _start(converted, site)
     if any(start < fence < converted.positions[last] for fence in converted.fences):
         raise Refused("a mode of PyTorch (gradients or autocast) changes between the score and the output")
+
+
+def _start(converted: Converted, site: Site) -> int:
+    """Where the first of the nodes stands that a site takes the place of: a score product."""
+    names = {name.partition(".")[0] for node in site.attentions for name in node.covers}
+    return min((p for n, p in converted.positions.items() if n.name in names), default=0)
 
 
 def _check_unchanged(aten: fx.GraphModule, further: list[fx.Node]) -> None:
