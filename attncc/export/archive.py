@@ -20,9 +20,10 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from attncc.tuning.bucket import Bucket
+if TYPE_CHECKING:
+    from attncc.tuning.bucket import Bucket
 
 FORMAT = 1
 """Version of the manifest; an attncc of another format refuses the file."""

@@ -85,6 +85,7 @@ def candidates(task: Task, count: int) -> list[Candidate]:
     return list(dict.fromkeys(found))[:count]
 
 
+@pytest.mark.slow
 def test_a_fleet_of_one() -> None:
     """Measured and compared over RPC; the device is listed, and listens on the loopback interface alone."""
     with fleet(1) as (tracker, _, (device,)):
