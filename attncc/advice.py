@@ -7,6 +7,9 @@ STEPS: tuple[tuple[str, str], ...] = (
      "[…, queries, keys] that is dim=-1"),
     ("draws random numbers", "call model.eval(), or set the dropout of the attention weights to 0"),
     ("are also used by", "if nothing needs them, do not return them: need_weights=False, output_attentions=False"),
+    ("which attncc does not follow", "compute the scores of all queries and keys, […, queries, keys], and mask those "
+     "that do not count: attncc.attention(q, k, v, mask_mod=lambda b, h, i, j: (i - j).abs() <= window) skips the keys "
+     "outside of a band"),
     ("between the softmax and the product", "do this before the softmax: mask scores with "
      "masked_fill(~visible, -inf) rather than weights with 0"),
     ("changed in place", "make a new tensor instead: x = x.masked_fill(…) for x.masked_fill_(…) or x[…] = …"),

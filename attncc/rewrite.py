@@ -118,7 +118,7 @@ def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], Hist
     found: dict[str, Found] = {}
     differentiable = _differentiable(aten)
     fused: list[Fused] = []
-    missed = dict(near_misses(before, graph))
+    missed = dict(near_misses(before, graph, lambda name: _origin(converted, name)))
     for site in sites(graph, converted, missed):
         found |= _fuse(aten, converted, site, graph.hints, verify, differentiable, fused)
     for node in graph:  # after all of them: what becomes a number is still a symbol in the IR
@@ -135,6 +135,12 @@ def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], Hist
         aten.graph.lint()
         aten.recompile()
     return found, history
+
+
+def _origin(converted: Converted, name: str) -> tuple[str, str]:
+    """The operator that makes a value (`aten.pad`) and the line of the program that it stands in."""
+    node = converted.sources[_held(name, converted.sources)].node
+    return str(node.target).rpartition(".")[0], location(node)[0]
 
 
 def _held(name: str, known: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from attncc.passes.pointwise import check_pointwise, is_attention, match_pointwi
 from attncc.passes.read import Reader, is_parameter
 from attncc.passes.refused import Refused
 from attncc.passes.roles import Roles, assign, axes_of
-from attncc.passes.score_product import ScoreProduct, covered, score_products
+from attncc.passes.score_product import NO_PRODUCT, ScoreProduct, covered, score_products
 from attncc.passes.simplify import ABSORBING, conjuncts, simplify, split_mask
 from attncc.passes.softmax import match_softmax
 from attncc.passes.split_scores import merge_split_scores
@@ -154,7 +154,7 @@ def _scored(reader: Reader, contract: ir.Contract, weights: Weights, v: ir.Acces
         names = frozenset(p.load.tensor for p in products)
         return _Scored(graph.with_nodes(made), replace(weights, x=x), score, names, tuple(made))
     if not products:
-        raise refused or Refused("the softmax is not over a product of queries and keys", contract.name)
+        raise refused or Refused(NO_PRODUCT, contract.name)
     return _Scored(graph, weights, products[0], frozenset([products[0].load.tensor]))
 
 

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from attncc import expr as ex
 from attncc import ir
 from attncc.passes.fuse_attention import examine
+from attncc.passes.moved import moved
+from attncc.passes.read import is_parameter
+from attncc.passes.score_product import NO_PRODUCT
 from attncc.symbolic import Dim
 
 _CALLS = ("scaled_dot_product_attention", "flex_attention")
 
 
-def near_misses(before: ir.Graph, after: ir.Graph) -> Iterator[tuple[str, str]]:
-    """Name and reason of each. `before` is the graph that `fuse_attention` saw, `after` what it made."""
+def near_misses(
+    before: ir.Graph, after: ir.Graph, origin: Callable[[str], tuple[str, str]]
+) -> Iterator[tuple[str, str]]:
+    """Name and reason of each. `before` is the graph that `fuse_attention` saw, `after` what it made.
+
+    `origin` gives the operator that makes a value (`aten.pad`), and the line of the program that it stands in.
+    """
     fused = {n.name for n in after if isinstance(n, ir.Attention)}
     _, refused = examine(before)
     reasons = {name: reason.reason for name, reason in refused.items()}
     yield from reasons.items()
+    known = fused | set(reasons)
     for node in before:
         if isinstance(node, ir.Opaque) and node.op.removeprefix("aten.").partition(".")[0] in _CALLS:
             yield node.name, node.note or "this form of the call is not known"
         weights = _activation(before, node)
         if weights is None:
             continue
-        products, notes = _followed(before, node)
-        if not products or products & (fused | set(reasons)) or not _follows_product(before, node):
+        products, notes, others = _followed(before, node)
+        unexplained = {p for p in products if reasons.get(p) == NO_PRODUCT}
+        if products & known and not unexplained:
             continue
-        yield min(products), (notes[0] if notes else weights)
+        skipped = None if notes else moved(before, node, known - unexplained)
+        if skipped is not None:
+            yield skipped.product, skipped.reason(*origin(skipped.step))
+        elif products and not unexplained and _follows_product(before, node):
+            yield min(products), (*notes, *others, weights)[0]
 
 
 def _activation(graph: ir.Graph, node: ir.Node) -> str | None:
@@ -40,9 +54,12 @@ def _activation(graph: ir.Graph, node: ir.Node) -> str | None:
     return None
 
 
-def _followed(graph: ir.Graph, node: ir.Node) -> tuple[set[str], list[str]]:
-    """The products that read weights of the shape of `node`, and the notes of opaque nodes on the way."""
-    shape, products, notes, seen, stack = _form(node), set(), [], {node.name}, [node]
+def _followed(graph: ir.Graph, node: ir.Node) -> tuple[set[str], list[str], list[str]]:
+    """The products that read weights of the shape of `node`; of opaque nodes on the way, the notes, or what to say."""
+    shape, seen, stack = _form(node), {node.name}, [node]
+    products: set[str] = set()
+    notes: list[str] = []
+    others: list[str] = []
     while stack:
         for user in graph.users(stack.pop().name):
             if user.name in seen:
@@ -52,10 +69,12 @@ def _followed(graph: ir.Graph, node: ir.Node) -> tuple[set[str], list[str]]:
                 if _batched(graph, user):
                     products.add(user.name)
             elif isinstance(user, ir.Map | ir.View | ir.Opaque) and _form(user) == shape and user.dtype in ex.FLOATS:
-                if isinstance(user, ir.Opaque):
-                    notes.append(user.note or f"{user.op} stands between the softmax and the product with V")
+                if isinstance(user, ir.Opaque) and user.note:
+                    notes.append(user.note)
+                elif isinstance(user, ir.Opaque):
+                    others.append(f"{user.op} stands between the softmax and the product with V")
                 stack.append(user)
-    return products, notes
+    return products, notes, others
 
 
 def _follows_product(graph: ir.Graph, node: ir.Node) -> bool:
@@ -75,8 +94,16 @@ def _follows_product(graph: ir.Graph, node: ir.Node) -> bool:
 def _batched(graph: ir.Graph, node: ir.Contract) -> bool:
     """Whether a product is of two activations rather than of one and a weight: no operand is an argument of rank 2
     where the other has more dimensions."""
-    ranks = [len(graph.nodes[a.value].dims) for a in node.operands]
+    ranks = [_rank(graph, a) for a in node.operands]
     return len({r > 2 for r in ranks}) == 1 or min(ranks) > 2
+
+
+def _rank(graph: ir.Graph, access: ir.Access) -> int:
+    """Dimensions of a value; of a parameter, without those of the one position that a convolution's kernel has."""
+    dims = list(graph.nodes[access.value].dims)
+    while is_parameter(graph, access) and dims and not dims[-1]:
+        dims.pop()
+    return len(dims)
 
 
 def _form(node: ir.Node) -> tuple[str, ...]:

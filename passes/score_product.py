@@ -16,6 +16,9 @@ from attncc.passes.roles import axes_of
 from attncc.passes.weights import Weights
 from attncc.symbolic import Dim
 
+NO_PRODUCT = "the softmax is not over a product of queries and keys"
+"""The reason given where nothing is known of the scores."""
+
 
 @dataclass(frozen=True)
 class ScoreProduct:
@@ -56,7 +59,7 @@ def score_products(
     if not found and refused is None:
         notes = [n for leaf in x.walk() if isinstance(leaf, ex.Load) for n in _notes(reader.graph, leaf.tensor)]
         why = f" ({notes[0]})" if notes else ""
-        refused = Refused(f"the softmax is not over a product of queries and keys{why}", contract.name)
+        refused = Refused(f"{NO_PRODUCT}{why}", contract.name)
     return found, refused
 
 
