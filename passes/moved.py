@@ -52,7 +52,7 @@ class Moved:
         return f"between {after if self.after else before} stands {operator}{details}, which attncc does not follow"
 
 
-def moved(graph: ir.Graph, exponentials: ir.Map, known: Collection[str]) -> Moved | None:
+def moved(graph: ir.Graph, exponentials: ir.Node, known: Collection[str]) -> Moved | None:
     """The attention of a softmax with these numerators; None where none is seen or its product is among the `known`."""
     before = _step_before(graph, exponentials)
     if before is None:
@@ -64,7 +64,7 @@ def moved(graph: ir.Graph, exponentials: ir.Map, known: Collection[str]) -> Move
     return Moved(products[0][0], before, False) if products and before else None
 
 
-def _step_before(graph: ir.Graph, exponentials: ir.Map) -> str | None:
+def _step_before(graph: ir.Graph, exponentials: ir.Node) -> str | None:
     """The nearest step between a product of data and the softmax: "" where there is none, None without a product."""
     queue, seen = deque([(exponentials.name, "")]), {exponentials.name}
     while queue:
@@ -94,7 +94,7 @@ def _is_on_the_way(node: ir.Node) -> bool:
     )
 
 
-def _products_after(graph: ir.Graph, exponentials: ir.Map) -> Iterator[tuple[str, str]]:
+def _products_after(graph: ir.Graph, exponentials: ir.Node) -> Iterator[tuple[str, str]]:
     """The products of the weights with data, each with the nearest step behind the softmax ("" where there is none)."""
     queue, weights = deque([(exponentials.name, "")]), {exponentials.name}
     while queue:

@@ -48,7 +48,7 @@ def convolution(c: Context, node: fx.Node) -> ir.Node:
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
     """The arguments of a call by name; those that are not given have their defaults."""
-    declared = node.target._schema.arguments  # type: ignore[union-attr]
+    declared = node.target._schema.arguments
     defaults = {a.name: a.default_value for a in declared if a.has_default_value()}
     return {**defaults, **dict(zip((a.name for a in declared), node.args, strict=False)), **node.kwargs}
 
