@@ -40,9 +40,9 @@ def sites(graph: ir.Graph, converted: Converted, missed: Collection[str]) -> lis
         n.name: n
         for n in graph
         if n.name not in converted.sources
-        and n.name not in converted.graph.nodes
         and n.name not in missed
         and isinstance(n, ir.Map | ir.View | ir.Concat | ir.Contract)
+        and (n.name not in converted.graph.nodes or _is_part(n, converted))
     }
     found: list[Site] = []
     for node in graph:
@@ -57,6 +57,14 @@ def sites(graph: ir.Graph, converted: Converted, missed: Collection[str]) -> lis
         order = sorted(roots, key=lambda r: not isinstance(path[r], ir.Attention))
         found.append(Site(tuple(attentions), tuple(order), {**made, **path}))
     return found
+
+
+def _is_part(node: ir.Node, converted: Converted) -> bool:
+    """Whether a value is a projection before its bias is added, of which an attention may read the sum in parts.
+
+    Where PyTorch's modes change, it might be made in another one than the program makes it in.
+    """
+    return isinstance(node, ir.Contract) and not converted.fences
 
 
 def _roots(node: ir.Node, graph: ir.Graph, converted: Converted) -> tuple[dict[str, None], dict[str, ir.Node]]:

@@ -78,6 +78,54 @@ def test_others_are_left_alone(scores: nn.Module) -> None:
     assert_same(seen.result, model(x))
 
 
+class Biased(nn.Module):
+    """Attention with a bias that a projection of pairs gives."""
+
+    def __init__(self, projection: nn.Module) -> None:
+        super().__init__()
+        self.projection = projection
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, pairs: Tensor) -> Tensor:
+        if isinstance(self.projection, nn.Linear):
+            bias = self.projection(pairs.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        else:
+            bias = self.projection(pairs)
+        return (q @ k.mT + bias).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("projection", [nn.Conv2d, nn.Linear])
+def test_a_bias_of_the_scores_that_is_projected(projection: type[nn.Module], bias: bool, grad: bool) -> None:
+    model = Biased(projection(C, N, **({"kernel_size": 1} if projection is nn.Conv2d else {}), bias=bias))
+    q, k, v = (torch.randn(B, N, S, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    args = q, k, v, torch.randn(B, C, S, S)
+    seen = capture(model, args, grad=grad)
+    assert len(seen.fused) == len(seen.found) == 1
+    assert_same(seen.result, model(*args))
+    if grad:
+        actual = torch.autograd.grad(seen.result.square().sum(), [*model.parameters()])
+        expected = torch.autograd.grad(model(*args).square().sum(), [*model.parameters()])
+        for a, e in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, e, atol=1e-3, rtol=1e-4)
+
+
+def test_a_projected_bias_without_gradients_is_left_without() -> None:
+    projection = nn.Conv2d(C, N, 1)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, pairs: Tensor) -> Tensor:
+        with torch.no_grad():
+            bias = projection(pairs)
+        return (q @ k.mT + bias).softmax(-1) @ v
+
+    q, k, v = (torch.randn(B, N, S, 8, requires_grad=True) for _ in range(3))
+    pairs = torch.randn(B, C, S, S)
+    result = capture(attend, (q, k, v, pairs), grad=True).result
+    assert_same(result, attend(q, k, v, pairs))
+    result.sum().backward()
+    assert q.grad is not None and projection.weight.grad is None
+
+
 def test_no_attention_leaves_the_graph_as_it_is() -> None:
     model = nn.Sequential(nn.Conv2d(C, N, 1), nn.ReLU(), nn.Conv2d(N, C, 1, bias=False))
     seen = capture(model, (image(2),))
