@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from attncc import expr as ex
 from attncc import ir
 from attncc.convert import Converted
 
@@ -60,11 +61,13 @@ def sites(graph: ir.Graph, converted: Converted, missed: Collection[str]) -> lis
 
 
 def _is_part(node: ir.Node, converted: Converted) -> bool:
-    """Whether a value is a projection before its bias is added, of which an attention may read the sum in parts.
+    """Whether a value is a projection before its bias is added, whose sum an attention may read in parts, or an
+    operand of it that autocast casts.
 
     Where PyTorch's modes change, it might be made in another one than the program makes it in.
     """
-    return isinstance(node, ir.Contract) and not converted.fences
+    cast = isinstance(node, ir.Map) and isinstance(node.body, ex.Op) and node.body.name == "cast"
+    return (cast or isinstance(node, ir.Contract)) and not converted.fences
 
 
 def _roots(node: ir.Node, graph: ir.Graph, converted: Converted) -> tuple[dict[str, None], dict[str, ir.Node]]:

@@ -110,6 +110,17 @@ def test_a_bias_of_the_scores_that_is_projected(projection: type[nn.Module], bia
             torch.testing.assert_close(a, e, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("projection", [nn.Conv2d(C, N, 1), nn.Linear(C, N)], ids=["convolution", "linear"])
+def test_a_projected_bias_under_autocast(projection: nn.Module) -> None:
+    model = Biased(projection)
+    q, k, v = (torch.randn(B, N, S, 8, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    args = q, k, v, torch.randn(B, C, S, S)
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = capture(model, args)
+        assert len(seen.fused) == len(seen.found) == 1
+        assert_same(seen.result, model(*args))
+
+
 def test_a_projected_bias_without_gradients_is_left_without() -> None:
     projection = nn.Conv2d(C, N, 1)
 
