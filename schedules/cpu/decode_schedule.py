@@ -12,8 +12,6 @@ so that each vector of k is loaded once for R rows, and each of q once for N key
 
 from __future__ import annotations
 
-from typing import Any
-
 from attncc._tvm import Schedule
 from attncc.algorithm.decode_parts import (
     Columns,
@@ -27,6 +25,7 @@ from attncc.algorithm.signature import compute_dtype
 from attncc.algorithm.visibility import visible
 from attncc.expr import FLOAT8
 from attncc.schedules.cpu import bf16_intrinsics, code_tables, dot_pairs, row_sums
+from attncc.schedules.cpu.loops import Loops
 from attncc.spec import AttentionSpec
 
 
@@ -53,11 +52,11 @@ def pair_width(spec: AttentionSpec, tiling: Tiling) -> int:
     return min(whole & -whole, 2 * tiling.strands)
 
 
-class DecodeSchedule:
+class DecodeSchedule(Loops):
     """Schedules a function of `attncc.algorithm.decode`, block by block, with primitives alone."""
 
     def __init__(self, sch: Schedule, spec: AttentionSpec, tiling: Tiling) -> None:
-        self.sch = sch
+        super().__init__(sch, tiling.strands)
         self.spec = spec
         self.tiling = tiling
 
@@ -72,7 +71,7 @@ class DecodeSchedule:
             self.weighted_sum(number, part)
         if self.tiling.value_pairs > 1:
             self.pairs()
-        self.unroll_all(self.loops("keep_score")[-2:])
+        self.unrolled(self.loops("keep_score")[-2:])
         self.sch.vectorize(self.loops("modify")[-1])
         if weighs_values(self.spec):
             self.sch.vectorize(self.loops("weigh_values")[-1])
@@ -99,14 +98,14 @@ class DecodeSchedule:
             sch.reorder(d, n, r, lane)
             start = sch.decompose_reduction(block, d)
             sch.tensorize(lane, dot_pairs.register(self.spec.key_dtype or self.spec.dtype))
-            self.unroll_all(self.loops(start)[-3:])
+            self.unrolled(self.loops(start)[-3:])
             sch.unroll(r)
             sch.unroll(n)
         else:
             r, n, lane, d = self.loops(block)[-4:]
             sch.reorder(d, n, r, lane)
             self.register_tile(block, d, [n, r, lane])
-        self.unroll_all(self.loops(f"keep_strands.{number}")[-3:])
+        self.unrolled(self.loops(f"keep_strands.{number}")[-3:])
         r, n, lane = self.loops(total)[-3:]
         if row_sums.available(self.tiling.key_chunk, part.width):
             sch.tensorize(n, row_sums.register(self.tiling.key_chunk, part.width, compute_dtype(self.spec)))
@@ -124,14 +123,14 @@ class DecodeSchedule:
             sch.reorder(n, r, c, lane)
             start = sch.decompose_reduction(block, n)
             sch.tensorize(lane, bf16_intrinsics.dot("uint16", self.tiling.strands))
-            self.unroll_all(self.loops(start)[-3:])
+            self.unrolled(self.loops(start)[-3:])
             sch.unroll(r)
             sch.unroll(c)
         else:
             r, c, lane, n = self.loops(block)[-4:]
             sch.reorder(n, r, c, lane)
             self.register_tile(block, n, [r, c, lane])
-        self.unroll_all(self.loops(keep)[-3:])
+        self.unrolled(self.loops(keep)[-3:])
 
     def pairs(self) -> None:
         """Weights rounded, rows of v interleaved two by two, and a last row on its own."""
@@ -173,30 +172,3 @@ class DecodeSchedule:
         lane, v = self.loops(block)[-2:]
         self.sch.reorder(v, lane)
         self.register_tile(block, v, [lane])
-
-    def register_tile(self, block: Any, reduction: Any, tile: list[Any]) -> None:
-        """Unroll and vectorise the loops `tile` inside `reduction`, and give the start of the sum a nest of its own."""
-        *unrolled, last = tile
-        self.sch.vectorize(
-            last
-        )  # before the split: what is left of `block` after it no longer says that it is a reduction
-        for loop in unrolled:
-            self.sch.unroll(loop)
-        start = self.sch.decompose_reduction(block, reduction)
-        self.unroll_all(self.loops(start)[-len(tile) :])
-
-    def unroll_all(self, loops: list[Any]) -> None:
-        """Vectorise the last of the loops and unroll the others."""
-        *unrolled, last = loops
-        self.sch.vectorize(last)
-        for loop in unrolled:
-            self.sch.unroll(loop)
-
-    def row(self, loop: Any) -> None:
-        """Run a loop over the columns of a row in vectors of the widest power of two that divides it."""
-        extent = int(self.sch.get(loop).extent)
-        _, inner = self.sch.split(loop, [None, min(extent & -extent, self.tiling.strands)])
-        self.sch.vectorize(inner)
-
-    def loops(self, block: Any) -> list[Any]:
-        return list(self.sch.get_loops(block))

@@ -57,7 +57,7 @@ class PairSchedule(PrefillSchedule):
         sch.transform_layout(pairs, ("write", 0), lambda n, e: (n // 2, e, n % 2))
         copied = self.padded or suffix == EDGE
         if copied:
-            self.vectorise_row("load_v" + suffix)
+            self.row(self.loops("load_v" + suffix)[-1])
         else:
             sch.compute_inline(load)
         n, e = self.loops(pairs)[-2:]

@@ -25,6 +25,7 @@ from attncc.algorithm.key_step import EDGE, WEIGHTS
 from attncc.algorithm.pair_loads import is_pair_load
 from attncc.algorithm.signature import NAME
 from attncc.schedules.cpu import model
+from attncc.schedules.cpu.loops import Loops
 from attncc.spec import AttentionSpec
 
 MOST_LIGHT_NODES = 24
@@ -43,7 +44,7 @@ class Registers:
     columns: int
 
 
-class PrefillSchedule:
+class PrefillSchedule(Loops):
     """Schedules a function of `attncc.algorithm.prefill`, block by block, with primitives alone."""
 
     def __init__(self, function: PrimFunc, spec: AttentionSpec, registers: Registers, inline_loads: bool) -> None:
@@ -51,10 +52,10 @@ class PrefillSchedule:
 
         `inline_loads` says that k and v can be read where they lie: they have the dtype of the tiles.
         """
+        super().__init__(Schedule(IRModule({NAME: function})), registers.lanes)
         self.light = is_light(spec)
         self.softmax = spec.normalizer == "softmax"
         self.spec = spec
-        self.sch = Schedule(IRModule({NAME: function}))
         self.sch.work_on(NAME)
         self.registers = registers
         self.inline_loads = inline_loads
@@ -121,14 +122,14 @@ class PrefillSchedule:
         if self.inline_loads:
             self.sch.compute_inline("load_k" + suffix)
         else:
-            self.vectorise_row("load_k" + suffix)
+            self.row(self.loops("load_k" + suffix)[-1])
 
     def load_values(self, suffix: str) -> None:
         """The same for v; at the edges its tile is always made: it ends in 0."""
         if self.inline_loads and suffix != EDGE:
             self.sch.compute_inline("load_v" + suffix)
         else:
-            self.vectorise_row("load_v" + suffix)
+            self.row(self.loops("load_v" + suffix)[-1])
 
     def score(self, suffix: str) -> None:
         """The product into registers, and score_mod on it there."""
@@ -215,24 +216,6 @@ class PrefillSchedule:
         self.register_tile(pv, n, [e1, m1, m2])
         self.finish_tile(accumulate)
 
-    def register_tile(self, block: Any, reduction: Any, tile: list[Any]) -> None:
-        """Unroll and vectorise the loops `tile` inside `reduction`, and give the start of the sum a nest of its own."""
-        *unrolled, last = tile
-        self.sch.vectorize(
-            last
-        )  # before the split: what is left of `block` after it no longer says that it is a reduction
-        for loop in unrolled:
-            self.sch.unroll(loop)
-        self.start_tile(block, reduction, len(tile))
-
-    def start_tile(self, block: Any, reduction: Any, depth: int) -> None:
-        """Give the start of the sum, of `depth` loops, a nest of its own before the loop `reduction`."""
-        start = self.sch.decompose_reduction(block, reduction)
-        *unrolled, last = self.loops(start)[-depth:]
-        self.sch.vectorize(last)
-        for loop in unrolled:
-            self.sch.unroll(loop)
-
     def finish_tile(self, block: Any, unroll: bool = True) -> None:
         """Unroll what takes a register tile of two loops out of registers; rolled, it goes through memory."""
         rows, queries = self.loops(block)[-2:]
@@ -245,17 +228,6 @@ class PrefillSchedule:
         outer, inner = self.sch.split(loop, [None, self.registers.lanes])
         self.sch.vectorize(inner)
         self.sch.unroll(outer)
-
-    def vectorise_row(self, name: str) -> None:
-        """Run the innermost loop of `name` in vectors of the widest power of two that divides it."""
-        loop = self.loops(name)[-1]
-        extent = int(self.sch.get(loop).extent)
-        width = min(extent & -extent, self.registers.lanes)
-        _, inner = self.sch.split(loop, [None, width])
-        self.sch.vectorize(inner)
-
-    def loops(self, block: Any) -> list[Any]:
-        return list(self.sch.get_loops(block))
 
 
 def is_light(spec: AttentionSpec) -> bool:

@@ -32,7 +32,7 @@ class TileSchedule(PairSchedule):
     def load_keys(self, suffix: str) -> None:
         """k is read in place but at edges, where rows are clamped."""
         if suffix:
-            self.vectorise_row("load_k" + suffix)
+            self.row(self.loops("load_k" + suffix)[-1])
         else:
             super().load_keys(suffix)
 
@@ -44,7 +44,7 @@ class TileSchedule(PairSchedule):
         sch.transform_layout(turned, ("write", 0), lambda n, e: (e, n))
         copied = self.padded or suffix != ""
         if copied:
-            self.vectorise_row("load_v" + suffix)
+            self.row(self.loops("load_v" + suffix)[-1])
         else:
             sch.compute_inline(load)
         n, e = self.loops(turned)[-2:]

@@ -19,6 +19,7 @@ from attncc.algorithm.decode_parts import columns
 from attncc.algorithm.short_parts import Tiling
 from attncc.algorithm.signature import compute_dtype
 from attncc.schedules.cpu import bf16_intrinsics, row_sums
+from attncc.schedules.cpu.loops import Loops
 from attncc.schedules.cpu.prefill_schedule import is_light
 from attncc.spec import AttentionSpec
 
@@ -32,11 +33,11 @@ def llvm_text(spec: AttentionSpec, tiling: Tiling) -> str:
     return text
 
 
-class ShortSchedule:
+class ShortSchedule(Loops):
     """Schedules a function of `attncc.algorithm.short`, block by block, with primitives alone."""
 
     def __init__(self, sch: Schedule, spec: AttentionSpec, tiling: Tiling) -> None:
-        self.sch = sch
+        super().__init__(sch, tiling.lanes)
         self.spec = spec
         self.tiling = tiling
         self.paired = tiling.pairs > 1
@@ -117,37 +118,9 @@ class ShortSchedule:
         *unroll, lanes = tile
         for loop in unroll:
             sch.unroll(loop)
-        start = sch.decompose_reduction(block, reduction)
-        self.unrolled(self.loops(start)[-len(tile) :])
+        self.start_tile(block, reduction, len(tile))
         sch.tensorize(lanes, bf16_intrinsics.dot("uint16", self.tiling.lanes))
 
     def depth(self, block: Any) -> int:
         """How many of the loops around a block are not its own."""
         return len(self.loops(block)) - len(self.sch.get(block).iter_vars)
-
-    def register_tile(self, block: Any, reduction: Any, tile: list[Any]) -> None:
-        """Unroll and vectorise the loops `tile` inside `reduction`, and give the start of the sum a nest of its own."""
-        *unrolled, last = tile
-        self.sch.vectorize(
-            last
-        )  # before the split: what is left of `block` after it no longer says that it is a reduction
-        for loop in unrolled:
-            self.sch.unroll(loop)
-        start = self.sch.decompose_reduction(block, reduction)
-        self.unrolled(self.loops(start)[-len(tile) :])
-
-    def unrolled(self, loops: list[Any]) -> None:
-        """Vectorise the last of the loops and unroll the others."""
-        *outer, last = loops
-        self.sch.vectorize(last)
-        for loop in outer:
-            self.sch.unroll(loop)
-
-    def row(self, loop: Any) -> None:
-        """Run a loop over the columns of a row in vectors of the widest power of two that divides it."""
-        extent = int(self.sch.get(loop).extent)
-        _, inner = self.sch.split(loop, [None, min(extent & -extent, self.tiling.lanes)])
-        self.sch.vectorize(inner)
-
-    def loops(self, block: Any) -> list[Any]:
-        return list(self.sch.get_loops(block))
