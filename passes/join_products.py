@@ -211,7 +211,8 @@ def _joined(node: ir.Concat, parts: Sequence[str], nodes: Mapping[str, ir.Node])
 def _added(node: ir.Map, nodes: Mapping[str, ir.Node], summed: Set[str]) -> Sequence[ir.Node]:
     """The weighted sum that a sum of two is, over parts of the same weights, and the values that it reads.
 
-    `summed` are the exponentials that are summed somewhere: weights are made of such.
+    `summed` are the exponentials that are summed somewhere: without any, there is no softmax. They need not be those
+    that the weights are made of, which may be written twice.
     """
     match node.body:
         case ex.Op("add", (ex.Arg(a), ex.Arg(b))) if a != b:
@@ -257,7 +258,7 @@ def _weighted(
     orders = [(first, second) for first in (0, 1) for second in (first, 1 - first)] if all(operands) else []
     for first, second in orders:
         weights = (operands[0][first], operands[1][second])
-        if not all(summed & exponentials(w.value, nodes) for w in weights):
+        if not (summed and all(exponentials(w.value, nodes) for w in weights)):
             continue
         rows = {a: s for a, s in node.axes if a in axes_of(weights[0])}
         joining = _Joining(node.name, nodes, {**rows, along: total, **node.sizes}, along, lengths)
