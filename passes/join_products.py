@@ -14,7 +14,7 @@ Joining copies O(S·D); only scores and weights of a softmax are joined.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from attncc import expr as ex
@@ -31,15 +31,14 @@ def join_products(graph: ir.Graph) -> ir.Graph:
     """The graph with every such concatenation and sum as one product."""
     nodes: dict[str, ir.Node] = {}
     scores = before_softmax(graph)
-    # those of a softmax, whether weights are divided by the sum of them before or after the product with the values
     totals = [n for n in graph if isinstance(n, ir.Reduce) and n.kind == "sum"]
-    summed = {e for total in totals for e in exponentials(total.operand.value, graph.nodes)}
+    has_softmax = any(exponentials(total.operand.value, graph.nodes) for total in totals)
     for node in graph:
         made: Sequence[ir.Node] = ()
         if isinstance(node, ir.Concat) and node.name in scores:
             made = _side_by_side(node, nodes)
-        elif isinstance(node, ir.Map):
-            made = _added(node, nodes, summed)
+        elif isinstance(node, ir.Map) and has_softmax:
+            made = _added(node, nodes)
         nodes.update({n.name: n for n in made or (node,)})
     return ir.Graph(nodes, graph.outputs, "join_products", graph.hints).without_dead()
 
@@ -208,11 +207,10 @@ def _joined(node: ir.Concat, parts: Sequence[str], nodes: Mapping[str, ir.Node])
     return []
 
 
-def _added(node: ir.Map, nodes: Mapping[str, ir.Node], summed: Set[str]) -> Sequence[ir.Node]:
+def _added(node: ir.Map, nodes: Mapping[str, ir.Node]) -> Sequence[ir.Node]:
     """The weighted sum that a sum of two is, over parts of the same weights, and the values that it reads.
 
-    `summed` are the exponentials that are summed somewhere: without any, there is no softmax. They need not be those
-    that the weights are made of, which may be written twice.
+    Weights are made of exponentials; not always of those that are summed, which may be written twice.
     """
     match node.body:
         case ex.Op("add", (ex.Arg(a), ex.Arg(b))) if a != b:
@@ -228,8 +226,8 @@ def _added(node: ir.Map, nodes: Mapping[str, ir.Node], summed: Set[str]) -> Sequ
         try:
             operands = [_operands(node.operands[n], t, node, along) for n, t in zip((a, b), terms, strict=True)]
             lengths = [t.sizes[t.reduced[0]] if t.reduced else 1 for t in terms]  # of one key there is no sum
-            return _weighted(node, operands, lengths, along, nodes, summed) or _weighted(
-                node, operands[::-1], lengths[::-1], along, nodes, summed
+            return _weighted(node, operands, lengths, along, nodes) or _weighted(
+                node, operands[::-1], lengths[::-1], along, nodes
             )
         except ix.NeedsSplit as split:
             if split.axis not in node.sizes:
@@ -246,19 +244,14 @@ def _operands(access: ir.Access, term: ir.Node, node: ir.Map, along: str) -> tup
 
 
 def _weighted(
-    node: ir.Map,
-    operands: list[tuple[ir.Access, ...]],
-    lengths: list[Dim],
-    along: str,
-    nodes: Mapping[str, ir.Node],
-    summed: Set[str],
+    node: ir.Map, operands: list[tuple[ir.Access, ...]], lengths: list[Dim], along: str, nodes: Mapping[str, ir.Node]
 ) -> list[ir.Node]:
     """The product of the weights that all the operands have parts of, and of the values side by side."""
     total = reduce(lengths[0] + lengths[1])
     orders = [(first, second) for first in (0, 1) for second in (first, 1 - first)] if all(operands) else []
     for first, second in orders:
         weights = (operands[0][first], operands[1][second])
-        if not (summed and all(exponentials(w.value, nodes) for w in weights)):
+        if not all(exponentials(w.value, nodes) for w in weights):
             continue
         rows = {a: s for a, s in node.axes if a in axes_of(weights[0])}
         joining = _Joining(node.name, nodes, {**rows, along: total, **node.sizes}, along, lengths)

@@ -40,6 +40,45 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """All findings of one bar, as the tables show them."""
+
+    what: str
+    bar: float
+    least: bool
+    met: int
+    values: tuple[float, ...]
+    worst: str
+    """The case that is farthest from the bar, or nearest to it where all meet it."""
+
+    @property
+    def spread(self) -> str:
+        """The range of the values."""
+        return f"{min(self.values):.3g} to {max(self.values):.3g}"
+
+    @property
+    def share(self) -> str:
+        """In how many cases it is met."""
+        return f"{self.met} of {len(self.values)}"
+
+
+def figures(findings: Iterable[Finding]) -> list[Figure]:
+    """What was found, by bar, in the order of the findings."""
+    groups: dict[tuple[str, float, bool], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.what, finding.limit, finding.least), []).append(finding)
+    return [
+        Figure(
+            *bar,
+            sum(finding.met for finding in found),
+            tuple(finding.value for finding in found),
+            min(found, key=lambda finding: finding.value if finding.least else -finding.value).case,
+        )
+        for bar, found in groups.items()
+    ]
+
+
+@dataclass(frozen=True)
 class Bar:
     """A figure that results have, where `when` says so and its contenders were timed."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attncc.bench.bars import Finding
+from attncc.bench import bars
 from attncc.bench.run import BASE, OURS, Result, duration
 
 if TYPE_CHECKING:
@@ -24,16 +24,11 @@ def page(rows: Sequence[Measured], machine: dict[str, Any]) -> str:
 
 def bar_table(rows: Sequence[Measured]) -> str:
     """Each figure that is asked for: in how many cases it is met, and its range."""
-    lines = []
-    for row in rows:
-        groups: dict[tuple[str, float, bool], list[Finding]] = {}
-        for finding in row.findings:
-            groups.setdefault((finding.what, finding.limit, finding.least), []).append(finding)
-        for (what, limit, least), found in groups.items():
-            values = [finding.value for finding in found]
-            met = f"{sum(finding.met for finding in found)} of {len(found)}"
-            bar = f"{'≥' if least else '≤'} {limit:.3g}"
-            lines.append((row.row.name, what, bar, met, f"{min(values):.3g} to {max(values):.3g}"))
+    lines = [
+        (row.row.name, figure.what, f"{'≥' if figure.least else '≤'} {figure.bar:.3g}", figure.share, figure.spread)
+        for row in rows
+        for figure in bars.figures(row.findings)
+    ]
     return _table(("regime", "figure", "bar", "met", "range"), lines)
 
 

@@ -115,18 +115,11 @@ class Measured:
 
     def _bars(self) -> RenderableType:
         """A line a figure that is asked for."""
-        by_figure: dict[tuple[str, float, bool], list[Finding]] = {}
-        for finding in self.findings:
-            by_figure.setdefault((finding.what, finding.limit, finding.least), []).append(finding)
         shown = table("", "figure", "bar", "met", "range", "farthest from it")
-        for (what, limit, least), found in by_figure.items():
-            values = [finding.value for finding in found]
-            met = sum(finding.met for finding in found)
-            worst = min(found, key=lambda finding: finding.value if finding.least else -finding.value)
-            spread = f"{min(values):.3g} to {max(values):.3g}"
-            style = "green" if met == len(found) else "red"
-            bar = f"{'>=' if least else '<='} {limit:.3g}"
-            shown.add_row(what, bar, Text(f"{met} of {len(found)}", style=style), spread, worst.case)
+        for figure in bars.figures(self.findings):
+            style = "green" if figure.met == len(figure.values) else "red"
+            bar = f"{'>=' if figure.least else '<='} {figure.bar:.3g}"
+            shown.add_row(figure.what, bar, Text(figure.share, style=style), figure.spread, figure.worst)
         return shown
 
 

@@ -96,11 +96,8 @@ class DecodeSchedule(Loops):
         if part.pairs > 1:
             r, n, lane, d, _ = self.loops(block)[-5:]
             sch.reorder(d, n, r, lane)
-            start = sch.decompose_reduction(block, d)
-            sch.tensorize(lane, dot_pairs.register(self.spec.key_dtype or self.spec.dtype))
-            self.unrolled(self.loops(start)[-3:])
-            sch.unroll(r)
-            sch.unroll(n)
+            dot = dot_pairs.register(self.spec.key_dtype or self.spec.dtype)
+            self.instruction_tile(block, d, [n, r, lane], dot)
         else:
             r, n, lane, d = self.loops(block)[-4:]
             sch.reorder(d, n, r, lane)
@@ -121,11 +118,7 @@ class DecodeSchedule(Loops):
         if part.pairs > 1:
             r, c, lane, n, _ = self.loops(block)[-5:]
             sch.reorder(n, r, c, lane)
-            start = sch.decompose_reduction(block, n)
-            sch.tensorize(lane, bf16_intrinsics.dot("uint16", self.tiling.strands))
-            self.unrolled(self.loops(start)[-3:])
-            sch.unroll(r)
-            sch.unroll(c)
+            self.instruction_tile(block, n, [r, c, lane], bf16_intrinsics.dot("uint16", self.tiling.strands))
         else:
             r, c, lane, n = self.loops(block)[-4:]
             sch.reorder(n, r, c, lane)

@@ -23,6 +23,14 @@ class Loops:
         self.unrolled(tile)  # first: what is left of `block` after the split no longer says that it is a reduction
         self.start_tile(block, reduction, len(tile))
 
+    def instruction_tile(self, block: Any, reduction: Any, tile: list[Any], instruction: str) -> None:
+        """The same where `instruction` takes the last of the loops, and what of the reduction is inside of it."""
+        *outer, lanes = tile
+        for loop in outer:
+            self.sch.unroll(loop)
+        self.start_tile(block, reduction, len(tile))
+        self.sch.tensorize(lanes, instruction)
+
     def start_tile(self, block: Any, reduction: Any, depth: int) -> None:
         """Give the start of the sum, of `depth` loops, a nest of its own before the loop `reduction`."""
         start = self.sch.decompose_reduction(block, reduction)

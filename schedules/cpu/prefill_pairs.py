@@ -11,8 +11,6 @@ k is read in place, where its pairs lie already. v is interleaved once for a key
 
 from __future__ import annotations
 
-from typing import Any
-
 from attncc._tvm import PrimFunc
 from attncc.algorithm.key_step import EDGE
 from attncc.schedules.cpu import bf16_intrinsics as intrinsics
@@ -76,7 +74,7 @@ class PairSchedule(PrefillSchedule):
         d0, d1 = sch.split(d, [None, 2])
         sch.reorder(n0, m0, d0, n1, m1, m2, d1)
         sch.reverse_compute_at(modify, m0, preserve_unit_loops=True)
-        self.pair_tile(qk, d0, [n1, m1], m2, "bfloat16")
+        self.instruction_tile(qk, d0, [n1, m1, m2], intrinsics.dot("bfloat16", r.lanes))
         self.finish_tile(modify, self.light)
         self.maximum(suffix, n0, m0, self.light)
 
@@ -121,12 +119,5 @@ class PairSchedule(PrefillSchedule):
         n0, n1 = sch.split(n, [None, 2])
         sch.reorder(m0, e0, n0, e1, m1, m2, n1)
         sch.reverse_compute_at(accumulate, e0, preserve_unit_loops=True)
-        self.pair_tile(pv, n0, [e1, m1], m2, "uint16")
+        self.instruction_tile(pv, n0, [e1, m1, m2], intrinsics.dot("uint16", r.lanes))
         self.finish_tile(accumulate)
-
-    def pair_tile(self, block: Any, reduction: Any, unrolled: list[Any], lanes: Any, source: str) -> None:
-        """Unroll the register tile inside `reduction`, and make its lanes and the pair inside them one instruction."""
-        for loop in unrolled:
-            self.sch.unroll(loop)
-        self.start_tile(block, reduction, len(unrolled) + 1)
-        self.sch.tensorize(lanes, intrinsics.dot(source, self.registers.lanes))

@@ -115,11 +115,7 @@ class ShortSchedule(Loops):
             return
         *tile, reduction, _ = inner
         sch.reorder(reduction, *tile)
-        *unroll, lanes = tile
-        for loop in unroll:
-            sch.unroll(loop)
-        self.start_tile(block, reduction, len(tile))
-        sch.tensorize(lanes, bf16_intrinsics.dot("uint16", self.tiling.lanes))
+        self.instruction_tile(block, reduction, tile, bf16_intrinsics.dot("uint16", self.tiling.lanes))
 
     def depth(self, block: Any) -> int:
         """How many of the loops around a block are not its own."""
