@@ -6,6 +6,7 @@ top of what `import attncc` touches.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import tvm
@@ -17,9 +18,11 @@ from tvm.script.ir_builder import tirx as T
 from tvm.target import Target
 from tvm.tirx import Buffer, PrimFunc, Var
 
+from attncc.target import Target as CpuTarget
+
 __all__ = [
     "Buffer", "IRBuilder", "IRModule", "PrimFunc", "Schedule", "T", "Target", "TensorIntrin", "Var",
-    "compile_module", "cuda_source", "s_tir", "tirx", "tvm",
+    "compile_module", "cuda_source", "llvm_target", "llvm_text", "s_tir", "tirx", "tvm",
 ]  # fmt: skip
 
 
@@ -78,6 +81,28 @@ def _kept_local(stmt: Any) -> Any:
             other = None if stmt.else_case is None else _kept_local(stmt.else_case)
             return tirx.IfThenElse(stmt.condition, _kept_local(stmt.then_case), other)
     return stmt
+
+
+def llvm_target(target: CpuTarget) -> Target:
+    """TVM's target for ours."""
+    options: dict[str, Any] = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.mcpu}
+    if target.sve_bits:  # for LLVM's optimiser; its code generator is told by `llvm_text`
+        options["cl-opt"] = [f"-aarch64-sve-vector-bits-min:uint={target.sve_bits}"]
+    return Target({**options, "mattr": list(target.mattr)})
+
+
+def llvm_text(module: IRModule, target: CpuTarget) -> str:
+    """`module` compiled for `target`, as LLVM IR.
+
+    Where SVE's vectors have a known length, functions say so: LLVM then keeps TIR's vectors of that length in them.
+    """
+    text: str = compile_module(module, llvm_target(target)).mod.inspect_source("ll")
+    if not target.sve_bits:
+        return text
+    length = target.sve_bits // 128
+    return re.sub(
+        r'^(attributes #\d+ = \{)(?=.* "target-cpu"=)', rf"\1 vscale_range({length},{length})", text, flags=re.MULTILINE
+    )
 
 
 def cuda_source(module: IRModule, arch: str) -> str:

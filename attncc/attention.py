@@ -86,13 +86,13 @@ def attention(
     """
     call = None
     if attn_mask is score_mod is mask_mod is block_mask is bilinear is sinks is k_scale is v_scale is None and not (
-        return_lse or return_weights or torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()
+        return_weights or torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()
     ):
-        call = _remembered_by(query, key, value, is_causal, enable_gqa, normalizer)
+        call = _remembered_by(query, key, value, is_causal, enable_gqa, normalizer, return_lse)
         plan = dispatch.remembered(call) if call is not None else None
         if plan is not None:
             factor = 1.0 / math.sqrt(key.shape[-1]) if scale is None else scale
-            return plan.run((query, key, value, (), (factor,), ()))[0]
+            return _plain(plan.run((query, key, value, (), (factor,), ())), return_lse)
     if torch._C._is_any_autocast_enabled():
         query, key, value = (_autocast(t) for t in (query, key, value))
     flags = (is_causal, enable_gqa, normalizer, return_lse, return_weights)
@@ -106,16 +106,27 @@ def attention(
         return run(form, query, key, value, tensors, factor, score_mod, mask_mod, block_mask)
     if form.plain:
         layout = "bshd" if query.stride(1) < query.stride(2) else "bhsd"
-        out = op.attention(query, key, value, tensors, (factor,), (), form.text, layout)
+        operands = query, key, value, tensors, (factor,), (), form.text, layout
+        found = op.attention_outputs(*operands) if return_lse else (op.attention(*operands),)
         if call is not None:
             dispatch.remember(call, query, key, value, form.text, layout)
-        return out
+        return _plain(found, return_lse)
     return _reshaped(form, query, key, value, tensors, (factor,), (), form.text)
 
 
 def _remembered_by(q: Tensor, k: Tensor, v: Tensor, *facts: Hashable) -> tuple[Any, ...] | None:
     """What tells a call from others, for the plan to be found at once the next time; None where torch takes part."""
     return dispatch.call_key(q, k, v, *facts) if op.unobserved((q, k, v)) is dispatch.outputs else None
+
+
+def _plain(found: Sequence[Tensor], lse: bool) -> Any:
+    """The results of a plain call, from the outputs of its spec."""
+    return (found[0], _logsumexp(*found[1:])) if lse else found[0]
+
+
+def _logsumexp(maximum: Tensor, total: Tensor) -> Tensor:
+    """By row, of its scores; `total` is the sum of exp(score - maximum)."""
+    return maximum + total.log()
 
 
 def _with_functions(
@@ -173,7 +184,7 @@ def _results(found: dict[str, Tensor], sizes: Sizes) -> tuple[Tensor, ...]:
     """What the caller asked for beside the output, from the outputs of the spec."""
     results = [_ranked(found["out"], sizes)[..., : sizes.value_dim]]
     if "sum" in found:
-        results.append(_ranked(found["max"] + found["sum"].log(), sizes))
+        results.append(_ranked(_logsumexp(found["max"], found["sum"]), sizes))
     if "weights" in found:
         results.append(_ranked(found["weights"], sizes))
     return tuple(results)

@@ -45,7 +45,7 @@ class Form:
     tails: tuple[int, ...]
     """For each of the spec's extras, how many dimensions come after those of a batch of several; 0 without those."""
     plain: bool
-    """Nothing has to be reshaped, expanded or answered without a kernel, and the output is the only result."""
+    """Nothing has to be reshaped, expanded or answered without a kernel, and no weights are asked for."""
 
 
 def form_of(
@@ -111,7 +111,7 @@ def _new_form(operands: Operands, flags: Flags) -> Form:
     tails += [0] if sinks is not None else []
     tails += [len(s.axes) - 1 if several and "b" in s.axes else 0 for s in (sizes.k_scale, sizes.v_scale) if s]
     scale = 1.0 / math.sqrt(head_dim) if head_dim else 1.0
-    return Form(sizes, spec, spec.json, scale, tuple(tails), sizes.simple and len(spec.outputs) == 1)
+    return Form(sizes, spec, spec.json, scale, tuple(tails), sizes.simple and not flags.weights)
 
 
 @lru_cache(maxsize=1024)

@@ -33,6 +33,8 @@ def emit_value(emitter: Emitter, node: ir.Node) -> fx.Node:
             return emitter.operand(operand, node.dims, node.sizes)
         case ir.Contract(operands=(a, b)):
             return _product(emitter, node, a, b)
+        case ir.Reduce():
+            return _reduced(emitter, node)
         case ir.Concat(parts=parts, dim=along):
             return emitter.call(aten.cat.default, [emitter.value(p) for p in parts], along)
     raise Refused(f"the value {node.name} is never computed by itself", node.name)
@@ -54,6 +56,20 @@ def _product(emitter: Emitter, node: ir.Contract, a: ir.Access, b: ir.Access) ->
     return emitter.call(aten.reshape.default, summed, [emitter.number(d) for d in node.shape])
 
 
+def _reduced(emitter: Emitter, node: ir.Reduce) -> fx.Node:
+    """A sum or a maximum: of what counts documents or patches, that a mask compares."""
+    kept, read = [axis for group in node.dims for axis in group], axes_of(node.operand)
+    gone = [axis for axis, _ in node.axes if axis not in kept]
+    if not gone or {*kept, *gone} != read:  # a sum along an axis that is not read counts its values several times
+        raise Refused(f"the value {node.name} is never computed by itself", node.name)
+    operand = emitter.operand(node.operand, [*node.dims, *((axis,) for axis in gone)], node.sizes)
+    along = list(range(len(node.dims), len(node.dims) + len(gone)))
+    reduced = emitter.call(aten.amax.default if node.kind == "max" else aten.sum.dim_IntList, operand, along)
+    if reduced.meta["val"].dtype != getattr(torch, node.dtype):
+        raise Refused(f"the value {node.name} is never computed by itself", node.name)
+    return reduced
+
+
 def _pointwise(emitter: Emitter, node: ir.Map) -> fx.Node:
     operands = [_operand(emitter, access, node) for access in node.operands]
 
@@ -69,6 +85,8 @@ def _pointwise(emitter: Emitter, node: ir.Map) -> fx.Node:
                 wanted = getattr(torch, dtype)
                 same = not _is_tensor(args[0]) or args[0].meta["val"].dtype == wanted
                 return args[0] if same else emitter.call(aten.to.dtype, args[0], wanted)
+            case ex.Op("where"):
+                return _selected(emitter, args)
             case ex.Op(name) if name in _OPERATORS:
                 return _applied(emitter, name, args)
         raise Refused(f"the value {node.name} is never computed by itself", node.name)
@@ -77,6 +95,18 @@ def _pointwise(emitter: Emitter, node: ir.Map) -> fx.Node:
     if not _is_tensor(result):
         raise Refused(f"the value {node.name} is never computed by itself", node.name)
     return result
+
+
+def _selected(emitter: Emitter, args: tuple[Any, ...]) -> fx.Node:
+    """A selection by a tensor; a number takes the dtype of the tensor beside it."""
+    condition, *sides = args
+    if not _is_tensor(condition) or not any(map(_is_tensor, sides)):
+        raise Refused("a selection of numbers is never computed by itself")
+    if all(map(_is_tensor, sides)):
+        return emitter.call(aten.where.self, condition, *sides)
+    if _is_tensor(sides[0]):
+        condition, sides = emitter.call(aten.logical_not.default, condition), sides[::-1]
+    return emitter.call(aten.masked_fill.Scalar, sides[1], condition, sides[0])
 
 
 def _operand(emitter: Emitter, access: ir.Access, node: ir.Map) -> fx.Node:

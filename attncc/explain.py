@@ -14,8 +14,8 @@ from attncc.compiler import original
 from attncc.options import Options
 from attncc.report import Report, Site
 from attncc.runtime.dispatch import problem_of
-from attncc.runtime.stats import DEFAULT
 from attncc.schedules import Problem, select
+from attncc.spec import AttentionSpec
 from attncc.target import Target, detect
 
 if TYPE_CHECKING:
@@ -81,10 +81,18 @@ def _kernel(found: Found) -> tuple[str, str, str]:
         family = select(found.spec, problem, target)
     except LookupError:
         return f"PyTorch (no kernel family takes it on {target.mcpu})", "any", ""
-    if not on_cpu:
-        return family.name, family.regime, DEFAULT
-    chosen = choice(found.spec, family, target, problem)
+    chosen = choice(_as_looked_up(found.spec, on_cpu), family, target, problem)
     return chosen.family.name, chosen.family.regime, chosen.source
+
+
+def _as_looked_up(spec: AttentionSpec, on_cpu: bool) -> AttentionSpec:
+    """The spec that records are kept under: for a GPU with the usual scale in the place of a scalar, which it nearly
+    always is."""
+    if on_cpu or not spec.scalars:
+        return spec
+    from attncc.runtime.cuda import dispatch
+
+    return dispatch.special(spec, (dispatch.usual_scale(spec.head_dim),))
 
 
 def _target(device: str) -> Target | None:

@@ -23,14 +23,23 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 SUPPORT = (
     ("Python", "3.11, 3.12", ""),
     ("PyTorch", "2.11 to 2.13", "tested with 2.13"),
-    ("Linux, x86-64", "yes", "AVX-512, AVX512-BF16, AVX2; AMX by emulation only; anything older through the fallback"),
+    (
+        "Linux, x86-64",
+        "yes",
+        "AVX-512, AVX512-BF16, AVX2; AMX (bfloat16, float16) by emulation only; anything older through the fallback",
+    ),
     (
         "Linux, aarch64; macOS, arm64",
         "untested",
-        "NEON and bfdot kernels run in our tests by emulation, on no machine of that kind",
+        "NEON (bfdot, bfmmla) and SVE kernels run in our tests by emulation, on no machine of that kind",
     ),
     ("Windows", "untested", ""),
-    ("NVIDIA GPU, sm_75 and up", "yes", "tensor cores from sm_80 on, for float16 and bfloat16. Tested on an H100 only"),
+    (
+        "NVIDIA GPU, sm_75 and up",
+        "yes",
+        "tensor cores from sm_80 on, for float16 and bfloat16. Run on an H100; others compiled and emulated. "
+        "attncc tune --device cuda: not yet run on a GPU",
+    ),
     ("other GPU", "no", "runs as PyTorch runs it"),
 )
 """The support matrix: what, whether, and a remark. The README shows the same rows."""
@@ -46,6 +55,16 @@ class FamilyInfo:
 
 
 @dataclass(frozen=True)
+class CudaFamilyInfo:
+    """A schedule family for NVIDIA GPUs: which it is for, and the dtypes of plain attention that it runs there."""
+
+    name: str
+    regime: str
+    gpus: str
+    dtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Info:
     """Versions, target and kernel families; `str()` reads well, `to_json()` is for machines."""
 
@@ -57,6 +76,7 @@ class Info:
     cache: str
     disabled: bool
     families: tuple[FamilyInfo, ...]
+    cuda_families: tuple[CudaFamilyInfo, ...] = ()
     tuned: tuple[Held, ...] = ()
     """The files that tuned decisions come from, in the order in which they are asked."""
     peak: Peak | None = None
@@ -83,6 +103,7 @@ class Info:
                 "disabled": self.disabled,
                 "tuned": [asdict(file) for file in self.tuned],
                 "families": [{"name": f.name, "regime": f.regime, "declined": f.declined} for f in self.families],
+                "cuda_families": [asdict(family) for family in self.cuda_families],
                 "peak": self.peak and self.peak.to_json(),
                 "support": [{"what": what, "supported": yes, "remark": remark} for what, yes, remark in SUPPORT],
             },
@@ -92,7 +113,9 @@ class Info:
     def __rich__(self) -> RenderableType:
         from rich.console import Group
 
-        return Group(self._facts(), *self._peaks(), "", self._family_table(), "", self._support_table())
+        return Group(
+            self._facts(), *self._peaks(), "", self._family_table(), "", self._cuda_table(), "", self._support_table()
+        )
 
     def __str__(self) -> str:
         from attncc._rich import to_text
@@ -142,6 +165,15 @@ class Info:
             table.add_row(family.name, family.regime, "\n".join(lines))
         return table
 
+    def _cuda_table(self) -> RenderableType:
+        from attncc._rich import table as new_table
+
+        here = "" if self.gpus else ": none is here, and the tests compile and emulate them"
+        table = new_table(f"Kernel families for NVIDIA GPUs{here}", "kernel family", "regime", "GPUs", "dtypes")
+        for family in self.cuda_families:
+            table.add_row(family.name, family.regime, family.gpus, ", ".join(family.dtypes))
+        return table
+
     def _support_table(self) -> RenderableType:
         from attncc._rich import table as new_table
 
@@ -178,6 +210,7 @@ def info(*, measure: bool = False, say: Callable[[str], None] | None = None) -> 
         cache=str(cache.root()),
         disabled=disabled(),
         families=_families(target),
+        cuda_families=_cuda_families(),
         tuned=tuple(held(target)),
         peak=peak,
     )
@@ -195,6 +228,21 @@ def _families(target: Target) -> tuple[FamilyInfo, ...]:
             refusal = family.declines(AttentionSpec(dtype=dtype, head_dim=64, value_dim=64), target)
             declined[dtype] = None if refusal is None else refusal.reason
         result.append(FamilyInfo(family.name, family.regime, declined))
+    return tuple(result)
+
+
+def _cuda_families() -> tuple[CudaFamilyInfo, ...]:
+    """Those of CUDA, asked about plain attention on the oldest GPU that each is for; no GPU is needed for that."""
+    from attncc.runtime.cuda.devices import TRIPLE
+    from attncc.schedules.cuda.families import CUDA
+    from attncc.spec import AttentionSpec
+
+    result = []
+    for family in CUDA:
+        oldest = Target("cuda", family.gpus.split()[0], TRIPLE, frozenset(), 1, 0, 0, 0)
+        specs = {dtype: AttentionSpec(dtype=dtype, head_dim=64, value_dim=64) for dtype in DTYPES}
+        dtypes = tuple(dtype for dtype, spec in specs.items() if family.declines(spec, oldest) is None)
+        result.append(CudaFamilyInfo(family.name, family.regime, family.gpus, dtypes))
     return tuple(result)
 
 

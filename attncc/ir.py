@@ -236,6 +236,8 @@ class Graph:
     """The pass that made this graph."""
     hints: Mapping[str, int] = field(default_factory=dict)
     """An example value of every size symbol."""
+    overwritten: frozenset[str] = frozenset()
+    """Values that the program changes in place after it made them."""
 
     @cached_property
     def edges(self) -> nx.DiGraph:
@@ -265,6 +267,10 @@ class Graph:
         position = {name: p for p, name in enumerate(merged)}
         order = nx.lexicographical_topological_sort(result.edges, key=position.__getitem__)
         return replace(result, nodes={name: merged[name] for name in order})
+
+    def rewritten(self, nodes: Mapping[str, Node], after: str) -> Graph:
+        """This graph with other nodes, as the pass `after` makes it."""
+        return replace(self, nodes=nodes, after=after)
 
     def without_dead(self) -> Graph:
         """This graph with only what the outputs need."""

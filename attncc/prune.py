@@ -5,22 +5,38 @@ from __future__ import annotations
 from torch import fx
 
 from attncc.convert.attention import is_attention
-from attncc.convert.driver import storages, written
+from attncc.convert.effects import storages, written
 
 
 def prune(gm: fx.GraphModule) -> None:
     """Remove dead nodes. Nodes with effects stay, unless all they change is memory that only dead nodes see."""
-    while _sweep(gm.graph) or _drop_dead_memory(gm.graph):
-        pass
+    live = _live(gm.graph)
+    for node in reversed(list(gm.graph.nodes)):
+        if node not in live and node.op in ("call_function", "get_attr"):
+            gm.graph.erase_node(node)
 
 
-def _sweep(graph: fx.Graph) -> bool:
-    removed = False
-    for node in reversed(list(graph.nodes)):
-        if not node.users and node.op in ("call_function", "get_attr") and not _has_effect(node):
-            graph.erase_node(node)
-            removed = True
-    return removed
+def _live(graph: fx.Graph) -> set[fx.Node]:
+    """What the output needs, what has effects, and what writes to memory that such nodes, or others outside, see."""
+    writers: dict[int, list[fx.Node]] = {}
+    outside: set[int] = set()
+    for node in graph.nodes:
+        keys = [key for target in written(node) for key in storages(target.meta.get("val"))]
+        for key in keys:
+            writers.setdefault(key, []).append(node)
+        if node.op != "call_function":
+            outside.update(storages(node.meta.get("val")))
+    live = {n for n in graph.nodes if n.op in ("output", "call_module") or (_has_effect(n) and not written(n))}
+    live |= {n for key in outside for n in writers.get(key, ())}
+    live |= {n for n in graph.nodes if written(n) and not any(storages(t.meta.get("val")) for t in written(n))}
+    stack = list(live)
+    while stack:
+        node = stack.pop()
+        seen = [w for key in storages(node.meta.get("val")) for w in writers.get(key, ())]
+        fresh = {*node.all_input_nodes, *seen} - live
+        live |= fresh
+        stack += fresh
+    return live
 
 
 def _has_effect(node: fx.Node) -> bool:
@@ -32,19 +48,3 @@ def _has_effect(node: fx.Node) -> bool:
     if is_attention(node.target) and not (node.kwargs.get("dropout_p") or any(node.args[4:5])):
         return False
     return bool(node.is_impure()) or bool(written(node))
-
-
-def _drop_dead_memory(graph: fx.Graph) -> bool:
-    """Remove the nodes of one storage that is made here, written to, and read by none but its own nodes."""
-    sharing: dict[int, set[fx.Node]] = {}
-    for node in graph.nodes:
-        for key in storages(node.meta.get("val")):
-            sharing.setdefault(key, set()).add(node)
-    for nodes in sharing.values():
-        writers = {n for n in nodes if written(n)}
-        made_here = all(n.op == "call_function" and (n in writers or not _has_effect(n)) for n in nodes)
-        if writers and made_here and all(u in nodes for n in nodes for u in n.users):
-            for node in sorted(nodes, key=list(graph.nodes).index, reverse=True):
-                graph.erase_node(node)
-            return True
-    return False

@@ -21,7 +21,8 @@ from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import _disable_current_modes
 
 from attncc import reference
-from attncc.convert.driver import literal, storages, written
+from attncc.convert.driver import literal
+from attncc.convert.effects import storages, written
 from attncc.convert.sizes import example
 from attncc.spec import AttentionSpec
 from attncc.symbolic import dim
@@ -107,7 +108,7 @@ def cone(target: fx.Node, leaves: Iterable[fx.Node]) -> list[fx.Node]:
         while stack:
             node = stack.pop()
             if node not in stop and not isinstance(node.meta.get("val"), torch.SymInt | int):
-                fresh = set(_read(node)) - needed
+                fresh = set(elements_read(node)) - needed
                 needed |= fresh
                 stack += fresh
         fixed = {key for n in stop for key in storages(n.meta.get("val"))}
@@ -121,7 +122,7 @@ def cone(target: fx.Node, leaves: Iterable[fx.Node]) -> list[fx.Node]:
     return [n for n in order if n in needed]
 
 
-def _read(node: fx.Node) -> list[fx.Node]:
+def elements_read(node: fx.Node) -> list[fx.Node]:
     """The arguments whose elements an operator reads: not those that lend a shape or a dtype only (`type_as`)."""
     name = str(node.target)
     of_kind = _OF_KIND.get(name, 0 if name.startswith("aten.new_") or "_like." in name else None)
@@ -206,6 +207,14 @@ def sample(fake: Any, sizes: Sizes, trial: str, generator: torch.Generator) -> A
     return torch.full(shape, trial == "visible").to(fake.dtype)
 
 
+def _laid_out(tensor: Tensor, fake: Tensor, sizes: Sizes) -> Tensor:
+    """A copy that lies in memory as the fake does, which overlapping views can tell; not where lengths are smaller."""
+    strides = [sizes(s) for s in fake.stride()]
+    if sizes.fixed or any(stride == 0 for stride in strides):
+        return tensor.clone()
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
+
+
 def run(nodes: Sequence[fx.Node], target: fx.Node, given: Mapping[fx.Node, Any], sizes: Sizes) -> Tensor:
     """`target` computed in float64 from the given leaves."""
     values: dict[fx.Node, Any] = {}
@@ -220,7 +229,7 @@ def run(nodes: Sequence[fx.Node], target: fx.Node, given: Mapping[fx.Node, Any],
         fake = node.meta.get("val")
         if node in given:
             known = given[node]
-            values[node] = known.clone() if isinstance(known, Tensor) else known
+            values[node] = _laid_out(known, fake, sizes) if isinstance(known, Tensor) else known
         elif isinstance(fake, torch.SymInt | int):
             values[node] = sizes(fake)
         elif isinstance(fake, torch.SymFloat):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,10 +11,12 @@ import sympy
 import torch
 from torch import fx
 
-from attncc import ir, replay
+from attncc import ir
+from attncc.bands.alike import prove_all
+from attncc.bands.terms import Band
 from attncc.bodies import bodies
 from attncc.convert import Converted, convert, fix_divided_sizes
-from attncc.convert.driver import storages, written
+from attncc.convert.effects import storages, written
 from attncc.emit import emit, make, same_strides
 from attncc.emitter import Emitter
 from attncc.locate import location
@@ -23,20 +24,18 @@ from attncc.passes import PASSES
 from attncc.passes.near_misses import near_misses
 from attncc.passes.refused import Refused
 from attncc.prune import prune
-from attncc.replay_gradient import cuts_gradients, gradients_differ
+from attncc.replay_gradient import cuts_gradients
+from attncc.replayed import Unsound, check_gradients, check_values
 from attncc.sites import Site, sites
 from attncc.softmax_ops import has_softmax
 from attncc.spec import AttentionSpec
 from attncc.symbolic import Dim, product, value
 from attncc.verify import verify as verify_graph
 
-log = logging.getLogger("attncc")
 History = list[tuple[str, ir.Graph]]
 """The graph after the conversion and after every pass that changed it."""
 Fused = tuple[set[str], list[fx.Node]]
 """What a fused site takes the place of, and what it reads."""
-_REPLAYED: dict[Any, str | None] = {}
-"""Results by everything that a replay depends on: the layers of a model are alike."""
 
 
 class UnsoundFusion(UserWarning):
@@ -60,6 +59,8 @@ class Found:
     """The same, symbols replaced by their example values."""
     device: str = "cpu"
     requires_grad: bool = False
+    moved: bool = False
+    """Whether scores or weights are laid out anew on the way, in a layout that passes do not follow."""
     unsound: str = ""
     """What the replay saw, where it refused the site."""
     node: str = ""
@@ -80,6 +81,13 @@ def rewrite(aten: fx.GraphModule, *, verify: bool = True) -> tuple[fx.GraphModul
     if missed and fix_divided_sizes(aten):
         again, history = _attempt(aten, verify)
         found = {**{name: f for name, f in found.items() if f.fused}, **again}
+    moved = {site.node for site in found.values() if site.moved}
+    proofs = prove_all(node for node in aten.graph.nodes if node.name in moved) if moved else {}
+    bands = {node: proof for node, proof in proofs.items() if isinstance(proof, Band)}
+    if bands:
+        again, history = _attempt(aten, verify, bands)
+        found = {**{name: f for name, f in found.items() if f.fused}, **again}
+    _say_why(found, proofs)
     for site in found.values():
         if site.unsound:
             warnings.warn(
@@ -93,6 +101,14 @@ def rewrite(aten: fx.GraphModule, *, verify: bool = True) -> tuple[fx.GraphModul
     return aten, [site for _, site in sorted(placed, key=lambda p: p[0])], history
 
 
+def _say_why(found: Mapping[str, Found], proofs: Mapping[fx.Node, Band | Refused]) -> None:
+    """Add to the reasons of sites in another layout what it is that was not proved."""
+    reasons = {node.name: proof.reason for node, proof in proofs.items() if isinstance(proof, Refused)}
+    for site in found.values():
+        if site.moved and site.node in reasons:
+            site.reason += f": {reasons[site.node]}"
+
+
 def _rewrite_body(
     aten: fx.GraphModule, caller: fx.Node, body: fx.GraphModule, verify: bool
 ) -> tuple[list[Found], History]:
@@ -104,9 +120,11 @@ def _rewrite_body(
     return found, history
 
 
-def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], History]:
-    """One walk through all passes; what was found, by the name of the FX node."""
-    converted = convert(aten)
+def _attempt(
+    aten: fx.GraphModule, verify: bool, bands: Mapping[fx.Node, Band] | None = None
+) -> tuple[dict[str, Found], History]:
+    """One walk through all passes; what was found, by the name of the FX node. `bands` are known to be attention."""
+    converted = convert(aten, bands)
     graph = converted.graph
     history: History = [("convert", graph)]
     verify_graph(graph)
@@ -118,18 +136,18 @@ def _attempt(aten: fx.GraphModule, verify: bool) -> tuple[dict[str, Found], Hist
     found: dict[str, Found] = {}
     differentiable = _differentiable(aten)
     fused: list[Fused] = []
-    missed = dict(near_misses(before, graph, lambda name: _origin(converted, name)))
+    missed = {miss.name: miss for miss in near_misses(before, graph, lambda name: _origin(converted, name))}
     for site in sites(graph, converted, missed):
         found |= _fuse(aten, converted, site, graph.hints, verify, differentiable, fused)
     for node in graph:  # after all of them: what becomes a number is still a symbol in the IR
         if isinstance(node, ir.Attention) and found[node.name].fused:
             _require(aten, node)
-    for name, reason in missed.items():
+    for name, miss in missed.items():
         held = _held(name, converted.sources)
         for part in [n for n in found if n != held and _held(n, converted.sources) == held]:
             del found[part]  # of the same sum: it failed because this one did
         original = converted.sources[held].node
-        found[held] = Found(False, *location(original), reason=reason, node=original.name)
+        found[held] = Found(False, *location(original), miss.reason, node=original.name, moved=miss.moved)
     if any(f.fused for f in found.values()):
         prune(aten)
         aten.graph.lint()
@@ -184,9 +202,9 @@ def _fuse(
         reads = list(dict.fromkeys([*leaves, *shared]))
         for original, result in results.items():
             if verify:
-                _replay(site, original, result, reads)
+                check_values(_lengths(site, converted), original, result, reads)
             if original in differentiable and cuts_gradients(original, reads):
-                _check_gradients(site, original, result, reads)
+                check_gradients(_lengths(site, converted), original, result, reads)
         fused.append((covers, leaves))
     except Refused as refused:
         emitter.undo()
@@ -237,56 +255,12 @@ def _check_unchanged(aten: fx.GraphModule, further: list[fx.Node]) -> None:
             raise Refused("the attention weights are changed in place after the softmax")
 
 
-def _check_gradients(site: Site, original: fx.Node, result: fx.Node, leaves: list[fx.Node]) -> None:
-    """Raises Refused where the emitted nodes would let a gradient through that the original cuts."""
-    try:
-        differ = gradients_differ(result, original, leaves, _lengths(site))
-    except Exception as error:
-        log.debug("%s: gradients not replayed", original.name, exc_info=True)
-        raise Refused(f"a gradient is cut (detach) inside of the attention, and not to be checked: {error}") from error
-    if differ:
-        raise Refused("a gradient is cut (detach) inside of the attention")
-
-
-class Unsound(Refused):
-    """The replay saw a difference."""
-
-
-def _lengths(site: Site) -> list[int]:
-    """The sequence lengths of a site that are fixed numbers."""
+def _lengths(site: Site, converted: Converted) -> list[int]:
+    """The sequence lengths of a site that are fixed numbers, and may be others: not where they are cut into chunks."""
+    if any(converted.sources[name].node in converted.bands for name in site.roots):
+        return []
     sizes = [product(n.sizes[a] for a in dict(n.roles)[role]) for n in site.attentions for role in "ij"]
     return [n for n in sizes if isinstance(n, int)]
-
-
-def _replay(site: Site, original: fx.Node, result: fx.Node, leaves: list[fx.Node]) -> None:
-    """Raises Refused where the emitted nodes do not compute what the original does."""
-    try:
-        key = _signature(result, original, leaves)
-        if key not in _REPLAYED:
-            _REPLAYED[key] = replay.differs(result, original, leaves, _lengths(site))
-        problem = _REPLAYED[key]
-    except replay.TooLarge as error:
-        log.debug("%s: not replayed: %s", original.name, error)
-        return
-    except Exception as error:
-        log.debug("%s: replay failed", original.name, exc_info=True)
-        raise Refused(f"the replay of the site failed: {type(error).__name__}: {error}") from error
-    if problem is not None:
-        raise Unsound(f"the replay showed {problem}")
-
-
-def _signature(result: fx.Node, original: fx.Node, leaves: list[fx.Node]) -> tuple[Any, ...]:
-    """All that a replay depends on, names left out."""
-    nodes = [*replay.cone(result, leaves), *replay.cone(original, leaves)]
-    number: dict[fx.Node, int] = {}
-    parts: list[str] = []
-    for node in nodes:
-        number.setdefault(node, len(number))
-        fake = node.meta.get("val")
-        kind = f"{fake.dtype}{tuple(map(str, fake.shape))}" if isinstance(fake, torch.Tensor) else str(fake)
-        args = fx.map_arg((node.args, node.kwargs), lambda n: number.get(n, -1)) if node.op == "call_function" else ()
-        parts.append(f"{node.op if node not in leaves else 'leaf'} {node.target if args else ''} {args} {kind}")
-    return tuple(parts)
 
 
 def _require(aten: fx.GraphModule, node: ir.Attention) -> None:

@@ -7,16 +7,13 @@ itself is plain data and needs neither torch nor TVM.
 from __future__ import annotations
 
 import difflib
-import math
-import os
 import platform
-import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
-from typing import Any
+
+from attncc import system
 
 FEATURES = {
     "x86_64": (
@@ -29,7 +26,12 @@ FEATURES = {
 """LLVM features that decide how a kernel is written, by architecture; the others are left to LLVM."""
 TRIPLES = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "arm64-apple-macos")
 """Where `parse` looks a CPU name up, after the host's own triple."""
+SVE_BITS = (256, 512)
+"""Lengths of SVE's vectors that kernels are written for. NEON is as good at 128, and no machine has longer ones."""
+_SVE_BITS_OF = {"neoverse-v1": 256, "a64fx": 512}
+"""The lengths of CPUs with one of these; that of a host is asked for."""
 HOST_NAMES = ("", "cpu", "llvm", "native", "host")
+KINDS = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Target:
     """What code is generated for. Sizes in bytes; `l1` and `l2` are those of one core, `l3` is shared."""
 
     kind: str
-    """"cpu" or "cuda"."""
+    """One of `KINDS`."""
     mcpu: str
     """LLVM's name of the CPU, e.g. "znver4"."""
     triple: str
@@ -48,6 +50,8 @@ class Target:
     l1: int
     l2: int
     l3: int
+    sve_bits: int = 0
+    """Length of SVE's vectors, of `SVE_BITS`; 0 where kernels do without them. Code for one length is of no other."""
 
     @property
     def arch(self) -> str:
@@ -59,6 +63,8 @@ class Target:
         """Width of a vector register: 512, 256 or 128."""
         if "avx512f" in self.features:
             return 512
+        if self.sve_bits:
+            return self.sve_bits
         return 256 if "avx" in self.features else 128
 
     @property
@@ -70,9 +76,12 @@ class Target:
     @property
     def key(self) -> str:
         """Text that tells apart the targets whose machine code differs; part of every cache key."""
-        return f"{self.kind} {self.triple} {self.mcpu} {' '.join(sorted(self.features))}".rstrip()
+        length = f" sve-bits={self.sve_bits}" if self.sve_bits else ""
+        return f"{self.kind} {self.triple} {self.mcpu} {' '.join(sorted(self.features))}".rstrip() + length
 
     def __str__(self) -> str:
+        if self.kind == "cuda":
+            return f"{self.kind} {self.mcpu} ({self.cores} multiprocessors)"
         return f"{self.kind} {self.mcpu} ({self.vector_bits}-bit vectors, {self.cores} cores)"
 
 
@@ -93,6 +102,7 @@ def parse(text: str) -> Target:
 
     "cpu", "native" or "llvm" is the host; "x86-64-v3" or "cortex-a76" is a CPU under LLVM's name for it;
     "llvm -mcpu=… -mtriple=… -mattr=+a,-b -num-cores=4" is the long form. Cores and caches are the host's unless given.
+    "-sve-bits=256" is the length of SVE's vectors, which else follows from the CPU's name or is 128.
     Raises ValueError, naming what is near, for an unknown CPU or option.
     """
     words = shlex.split(text)
@@ -105,7 +115,7 @@ def parse(text: str) -> Target:
         words = ["llvm", f"-mcpu={words[0]}"]
     if words[0] not in HOST_NAMES:
         raise ValueError(f"target {text!r}: the kind {words[0]!r} is unknown; use 'llvm' or 'cpu'")
-    options = {"mcpu": "", "mtriple": "", "mattr": "", "num-cores": str(host.cores)}
+    options = {"mcpu": "", "mtriple": "", "mattr": "", "num-cores": str(host.cores), "sve-bits": ""}
     for word in words[1:]:
         name, _, value = word.lstrip("-").partition("=")
         if name not in options:
@@ -119,7 +129,17 @@ def parse(text: str) -> Target:
     mcpu = options["mcpu"] or (host.mcpu if triple == host.triple else "generic")
     attributes = [a for a in options["mattr"].split(",") if a]
     features = _llvm_features(mcpu, triple, attributes) & frozenset(FEATURES.get(arch, ()))
-    return replace(host, mcpu=mcpu, triple=triple, features=features, cores=int(options["num-cores"]))
+    known = _SVE_BITS_OF.get(mcpu, 0) if options["mcpu"] else host.sve_bits
+    length = _named_length(text, options["sve-bits"] or str(known or 128), features)
+    cores = int(options["num-cores"])
+    return replace(host, mcpu=mcpu, triple=triple, features=features, cores=cores, sve_bits=length)
+
+
+def _named_length(text: str, named: str, features: frozenset[str]) -> int:
+    """`Target.sve_bits` of a target that is named, not detected. Raises ValueError for lengths that are not used."""
+    if named not in map(str, (128, *SVE_BITS)):
+        raise ValueError(f"target {text!r}: -sve-bits={named} is none of 128, {', '.join(map(str, SVE_BITS))}")
+    return int(named) if "sve" in features and int(named) in SVE_BITS else 0
 
 
 def cuda_devices() -> tuple[str, ...]:
@@ -163,27 +183,14 @@ def _plain_host(found: frozenset[str]) -> tuple[str, str]:
     return ("x86-64-v3" if {"avx2", "fma", "f16c"} <= found else "x86-64"), triple
 
 
-def _host_features() -> frozenset[str]:
-    """Features of the host under LLVM's names, from torch's CPU detection or, in older releases, /proc/cpuinfo.
-
-    What the CPU has and the hypervisor or the operating system hides is in neither.
-    """
-    told = _torch_facts()
-    words = {name for name, present in told.items() if present is True}
-    if not words:
-        lines = re.findall(r"^(?:flags|Features)\s*:(.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
-        words = set(lines[0].split()) if lines else set()
-    renamed = {"fma3": "fma", "sse4_2": "sse4.2", "dot": "dotprod", "asimddp": "dotprod", "asimd": "neon"}
-    renamed |= {"fp16_arith": "fullfp16", "asimdhp": "fullfp16"}
-    return frozenset(renamed.get(w, w.replace("amx_", "amx-").replace("_", "")) for w in words)
-
-
 def _host(named: tuple[str, str] | None) -> Target:
     """The host, whose CPU and triple LLVM `named`."""
-    found = _host_features()
+    found = system.features()
     mcpu, triple = named or _plain_host(found)
-    l1, l2, l3 = _caches()
-    return Target("cpu", mcpu, triple, _usable(found, _arch(triple)), _cores(), l1, l2, l3)
+    l1, l2, l3 = system.caches()
+    features = _usable(found, _arch(triple))
+    length = system.sve_bits() if "sve" in features else 0
+    return Target("cpu", mcpu, triple, features, system.cores(), l1, l2, l3, length if length in SVE_BITS else 0)
 
 
 def _usable(found: frozenset[str], arch: str) -> frozenset[str]:
@@ -191,25 +198,9 @@ def _usable(found: frozenset[str], arch: str) -> frozenset[str]:
     if arch == "aarch64":
         found |= {"neon"}  # part of the base architecture, and not reported by every operating system
     features = found & frozenset(FEATURES.get(arch, ()))
-    if "amx-tile" in features and not _may_use_tiles():
+    if "amx-tile" in features and not system.may_use_tiles():
         features = frozenset(name for name in features if not name.startswith("amx-"))
     return features
-
-
-def _may_use_tiles() -> bool:
-    """Whether the system lets this process use AMX's registers: Linux wants to be asked, once for all threads."""
-    import torch
-
-    ask = getattr(torch.cpu, "_init_amx", None)
-    return ask is not None and bool(ask())
-
-
-def _torch_facts() -> dict[str, Any]:
-    """What torch tells of the CPU (features, cache sizes, cores); empty where this release does not tell."""
-    import torch
-
-    facts: object = getattr(torch.cpu, "get_capabilities", dict)()
-    return facts if isinstance(facts, dict) else {}
 
 
 def _triple_of(mcpu: str, host: str) -> str:
@@ -243,48 +234,3 @@ def _llvm_features(mcpu: str, triple: str, attributes: list[str]) -> frozenset[s
 
     target = {"kind": "llvm", "mtriple": triple, "mcpu": mcpu, "mattr": attributes}
     return frozenset(str(name) for name in llvm_get_cpu_features(TvmTarget(target)))
-
-
-def _cores() -> int:
-    """Physical cores within this process's affinity mask and its control group's CPU quota."""
-    if not hasattr(os, "sched_getaffinity"):  # macOS, Windows: no mask to respect
-        return max(1, _physical_cores())
-    cpus = os.sched_getaffinity(0)
-    places = set()
-    for cpu in cpus:
-        folder = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
-        places.add((_read(folder / "physical_package_id"), _read(folder / "core_id") or f"cpu{cpu}"))
-    return max(1, min(len(places), _quota()))
-
-
-def _quota() -> int:
-    """CPUs that the control group (v2) grants, rounded up; more than any machine has where there is no limit."""
-    limit, _, period = _read(Path("/sys/fs/cgroup/cpu.max")).partition(" ")
-    return math.ceil(int(limit) / int(period)) if limit.isdigit() and period.isdigit() else 1 << 20
-
-
-def _physical_cores() -> int:
-    count = _torch_facts().get("num_physical_cores")
-    return int(count) if count else os.cpu_count() or 1
-
-
-def _caches() -> tuple[int, int, int]:
-    """Sizes of L1 data, L2 and L3 in bytes; where the system does not tell, torch's figures, then small ones."""
-    sizes = {1: 0, 2: 0, 3: 0}
-    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, text = _read(folder / "level"), _read(folder / "size")
-        if _read(folder / "type") != "Instruction" and level.isdigit() and int(level) in sizes and text[:-1].isdigit():
-            sizes[int(level)] = int(text[:-1]) * {"K": 1 << 10, "M": 1 << 20}.get(text[-1], 1)
-    if not (sizes[1] and sizes[2]):
-        told = _torch_facts()
-        sizes[1] = sizes[1] or int(told.get("l1d_cache_size") or 0)
-        sizes[2] = sizes[2] or int(told.get("l2_cache_size") or 0)
-    # Small sizes are the safe guess: tiles that fit a smaller cache also fit a larger one.
-    return sizes[1] or 32 << 10, sizes[2] or 256 << 10, sizes[3]
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

@@ -34,7 +34,8 @@ def tune(
         trials: candidates for each attention, those counted that an earlier run has measured.
         seconds: when to end, whatever is left to try.
         database: the file of records; the user's own by default.
-        measurer: who measures; this machine by default.
+        measurer: who measures; this machine's CPU by default, its NVIDIA GPU where it is an
+            `attncc.tuning.cuda_local.CudaMeasurer()` (the model and its inputs stay on the CPU).
         progress: called after each trial with an `attncc.tuning.session.Progress`; by default a line on the terminal,
             where there is one, says where the run stands.
         seed: of the search; equal seeds try the same candidates where times are the same.

@@ -40,7 +40,7 @@ def distribute(graph: ir.Graph) -> ir.Graph:
         parts = _parts(node, nodes) if isinstance(node, ir.Contract) and len(node.operands) == 2 else None
         for made in parts or (node,):
             nodes[made.name] = made
-    return ir.Graph(nodes, graph.outputs, "distribute", graph.hints).without_dead()
+    return graph.rewritten(nodes, "distribute").without_dead()
 
 
 def _parts(contract: ir.Contract, nodes: Mapping[str, ir.Node]) -> tuple[ir.Node, ...] | None:

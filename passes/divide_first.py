@@ -26,7 +26,7 @@ def divide_first(graph: ir.Graph) -> ir.Graph:
         moved = _moved(node, nodes) if isinstance(node, ir.Map) else None
         for made in moved or (node,):
             nodes[made.name] = made
-    return ir.Graph(nodes, graph.outputs, "divide_first", graph.hints).without_dead()
+    return graph.rewritten(nodes, "divide_first").without_dead()
 
 
 def _moved(node: ir.Map, nodes: Mapping[str, ir.Node]) -> tuple[ir.Node, ...] | None:

@@ -21,7 +21,7 @@ def fold_views(graph: ir.Graph) -> ir.Graph:
     nodes: dict[str, ir.Node] = {}
     for node in graph:
         nodes[node.name] = _folded(node, nodes)
-    return ir.Graph(nodes, graph.outputs, "fold_views", graph.hints).without_dead()
+    return graph.rewritten(nodes, "fold_views").without_dead()
 
 
 def bind(access: ir.Access, producer: ir.Node, sizes: Mapping[str, Dim]) -> dict[str, ix.Linear] | None:

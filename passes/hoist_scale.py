@@ -11,7 +11,6 @@ as the program computes them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from attncc import expr as ex
@@ -30,13 +29,13 @@ def hoist_scale(graph: ir.Graph) -> ir.Graph:
         maps: list[ir.Map] = []
         score = node.name in scores
         while score and isinstance(node, ir.Contract):
-            hoisted = _hoisted(node, made, graph.nodes)
+            hoisted = _hoisted(node, made, graph)
             if hoisted is None:
                 break
             node, scaled = hoisted
             maps.append(scaled)
         made.update({n.name: n for n in (node, *reversed(maps))})
-    return ir.Graph(made, graph.outputs, "hoist_scale", graph.hints).without_dead()
+    return graph.rewritten(made, "hoist_scale").without_dead()
 
 
 def before_softmax(graph: ir.Graph) -> set[str]:
@@ -59,10 +58,8 @@ def _is_exponential(body: ex.Expr) -> bool:
     return any(isinstance(part, ex.Op) and part.name in _EXPONENTIALS for part in body.walk())
 
 
-def _hoisted(
-    contract: ir.Contract, nodes: dict[str, ir.Node], known: Mapping[str, ir.Node]
-) -> tuple[ir.Contract, ir.Map] | None:
-    """The product without one factor, and the Map that applies it. `known` are the nodes before this pass."""
+def _hoisted(contract: ir.Contract, nodes: dict[str, ir.Node], graph: ir.Graph) -> tuple[ir.Contract, ir.Map] | None:
+    """The product without one factor, and the Map that applies it. `graph` is as it was before this pass."""
     for number, access in enumerate(contract.operands):
         producer = nodes[access.value]
         if not isinstance(producer, ir.Map):
@@ -72,8 +69,10 @@ def _hoisted(
         if found is None or bound is None:
             continue
         moving, name, factor, scalars = found
-        if producer.operands[moving].value not in known:
+        if producer.operands[moving].value not in graph.nodes:
             continue  # the product behind it is one of this pass: no value that the program computes
+        if producer.operands[moving].value in graph.overwritten:
+            continue  # scaled in place: without the factor it is no more
         operands = list(contract.operands)
         operands[number] = producer.operands[moving].substitute(bound)
         inner = replace(contract, name=f"{contract.name}.unscaled", operands=tuple(operands))

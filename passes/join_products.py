@@ -40,7 +40,7 @@ def join_products(graph: ir.Graph) -> ir.Graph:
         elif isinstance(node, ir.Map) and has_softmax:
             made = _added(node, nodes)
         nodes.update({n.name: n for n in made or (node,)})
-    return ir.Graph(nodes, graph.outputs, "join_products", graph.hints).without_dead()
+    return graph.rewritten(nodes, "join_products").without_dead()
 
 
 @dataclass

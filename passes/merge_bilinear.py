@@ -26,7 +26,7 @@ def merge_bilinear(graph: ir.Graph) -> ir.Graph:
     for node in graph:
         if isinstance(node, ir.Contract) and len(node.operands) == 2:
             nodes[node.name] = _merged(node, graph, nodes)
-    return ir.Graph(nodes, graph.outputs, "merge_bilinear", graph.hints).without_dead()
+    return graph.rewritten(nodes, "merge_bilinear").without_dead()
 
 
 def _merged(outer: ir.Contract, graph: ir.Graph, nodes: Mapping[str, ir.Node]) -> ir.Contract:

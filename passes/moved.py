@@ -3,8 +3,9 @@
     %s = contract … %q * %k;  %t = opaque aten.as_strided(%s);  %z = opaque changed(%zeros, %t);  %p = softmax of %z
     %w = concat %p, %border;  %o = contract … %w * %v
 
-No pass follows such steps, so `fuse_attention` sees no attention in them. It is found here, to be told of. What
-computes with the weights is never gone through: so experts are chosen, and gates applied.
+No pass follows such steps, so `fuse_attention` sees no attention in them. It is found here, to be proved element by
+element (`attncc.bands`), or else to be told of. What computes with the weights is never gone through: so experts are
+chosen, and gates applied.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from attncc import expr as ex
 from attncc import ir
@@ -15,21 +16,29 @@ from attncc.symbolic import Dim
 _CALLS = ("scaled_dot_product_attention", "flex_attention")
 
 
-def near_misses(
-    before: ir.Graph, after: ir.Graph, origin: Callable[[str], tuple[str, str]]
-) -> Iterator[tuple[str, str]]:
-    """Name and reason of each. `before` is the graph that `fuse_attention` saw, `after` what it made.
+@dataclass(frozen=True)
+class NearMiss:
+    """The product with V of a softmax, or the name of a call, that is not fused, and why."""
+
+    name: str
+    reason: str
+    moved: bool = False
+    """Whether the scores or weights are laid out anew on the way, which no pass follows."""
+
+
+def near_misses(before: ir.Graph, after: ir.Graph, origin: Callable[[str], tuple[str, str]]) -> Iterator[NearMiss]:
+    """All of a graph. `before` is the graph that `fuse_attention` saw, `after` what it made.
 
     `origin` gives the operator that makes a value (`aten.pad`), and the line of the program that it stands in.
     """
     fused = {n.name for n in after if isinstance(n, ir.Attention)}
     _, refused = examine(before)
     reasons = {name: reason.reason for name, reason in refused.items()}
-    yield from reasons.items()
+    yield from (NearMiss(name, reason) for name, reason in reasons.items())
     known = fused | set(reasons)
     for node in before:
         if isinstance(node, ir.Opaque) and node.op.removeprefix("aten.").partition(".")[0] in _CALLS:
-            yield node.name, node.note or "this form of the call is not known"
+            yield NearMiss(node.name, node.note or "this form of the call is not known")
         weights = _activation(before, node)
         if weights is None:
             continue
@@ -39,9 +48,9 @@ def near_misses(
             continue
         skipped = None if notes else moved(before, node, known - unexplained)
         if skipped is not None:
-            yield skipped.product, skipped.reason(*origin(skipped.step))
+            yield NearMiss(skipped.product, skipped.reason(*origin(skipped.step)), True)
         elif products and not unexplained and _follows_product(before, node):
-            yield min(products), (*notes, *others, weights)[0]
+            yield NearMiss(min(products), (*notes, *others, weights)[0])
 
 
 def _activation(graph: ir.Graph, node: ir.Node) -> str | None:

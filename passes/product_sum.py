@@ -18,7 +18,7 @@ from attncc.passes.fold_views import bind
 def product_sum(graph: ir.Graph) -> ir.Graph:
     """The graph with sums over products of two values as Contracts."""
     nodes = {node.name: _product(node, graph.nodes) if isinstance(node, ir.Reduce) else node for node in graph}
-    return ir.Graph(nodes, graph.outputs, "product_sum", graph.hints).without_dead()
+    return graph.rewritten(nodes, "product_sum").without_dead()
 
 
 def _product(node: ir.Reduce, nodes: Mapping[str, ir.Node]) -> ir.Node:

@@ -28,16 +28,17 @@ def split_concat(graph: ir.Graph) -> ir.Graph:
         parts = _part_sizes(node, graph) if isinstance(node, ir.Reduce) else None
         for made in _taken_apart(node, parts) if parts and isinstance(node, ir.Reduce) else (node,):
             nodes[made.name] = made
-    return ir.Graph(nodes, graph.outputs, "split_concat", graph.hints).without_dead()
+    return graph.rewritten(nodes, "split_concat").without_dead()
 
 
 def _part_sizes(node: ir.Reduce, graph: ir.Graph) -> list[Dim] | None:
     """The lengths of what the one reduced axis joins; None where it joins nothing.
 
+    Sums of integers stay whole: they count documents or patches for a mask, and are no softmax's.
     An axis that a product has as a whole stays whole: what is joined there is a mask, such as one padded for a further
     key, and the product with V sums over it all.
     """
-    if len(node.reduced) != 1:
+    if len(node.reduced) != 1 or node.dtype not in ex.FLOATS:
         return None
     (along,) = node.reduced
     found: list[Dim] | None = None

@@ -24,7 +24,7 @@ def split_factors(graph: ir.Graph) -> ir.Graph:
         parts = _split(node) if isinstance(node, ir.Contract) and len(node.operands) > 2 else None
         for made in parts or (node,):
             nodes[made.name] = made
-    return ir.Graph(nodes, graph.outputs, "split_factors", graph.hints)
+    return graph.rewritten(nodes, "split_factors")
 
 
 def _split(contract: ir.Contract) -> tuple[ir.Node, ...] | None:

@@ -9,16 +9,18 @@ from __future__ import annotations
 from attncc.schedules.cpu.decode import Decode
 from attncc.schedules.cpu.fallback import Fallback
 from attncc.schedules.cpu.narrow import NarrowBf16, NarrowFp32
-from attncc.schedules.cpu.prefill_amx import PrefillAmx
+from attncc.schedules.cpu.prefill_amx import PrefillAmx, PrefillAmxFp16
 from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
 from attncc.schedules.cpu.prefill_fp32 import PrefillFp32
+from attncc.schedules.cpu.prefill_mmla import PrefillMmla
 from attncc.schedules.cpu.short import Short
 from attncc.schedules.family import Decisions, Declined, Family, Launch, Problem
 from attncc.spec import AttentionSpec
 from attncc.target import Target
 
 CPU: tuple[Family, ...] = (
-    Short(), Decode(), PrefillAmx(), NarrowBf16(), PrefillBf16(), NarrowFp32(), PrefillFp32(), Fallback()
+    Short(), Decode(), PrefillAmx(), PrefillAmxFp16(), NarrowBf16(), PrefillMmla(), PrefillBf16(), NarrowFp32(),
+    PrefillFp32(), Fallback(),
 )  # fmt: skip
 """From special to general; the last one takes every spec."""
 

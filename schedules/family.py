@@ -75,9 +75,14 @@ class Family(ABC):
     def space(self, spec: AttentionSpec, target: Target) -> dict[str, tuple[int, ...]]:
         """What tuning may choose from, by decision, in rising order: `decisions` is one point of it.
 
-        Every combination is valid for `module`. A family that has nothing to tune offers its decisions alone.
+        Every combination is valid for `module` but those that `unfit` names. A family that has nothing to tune offers
+        its decisions alone.
         """
         return {name: (value,) for name, value in self.decisions(spec, target).items()}
+
+    def unfit(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> str | None:
+        """Why decisions that are in the space each do not go together, or None where they do, as the defaults must."""
+        return None
 
     @abstractmethod
     def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:

@@ -50,7 +50,12 @@ class Loop:
     @property
     def spills(self) -> list[str]:
         """Instructions that move a vector register to or from the stack, or compute with one that is there."""
-        return [line for line in self._matching(_STACK) if re.search(_VECTOR[self.arch], line)]
+        places = re.findall(r"^(?:add|sub|addvl|addpl)\s+(x\d+), (?:sp|x29)\b", "\n".join(self.lines), re.MULTILINE)
+        far = re.compile(rf"\[(?:x29|{'|'.join(places) or 'x29'})\b")  # in large frames of AArch64
+        return [line for line in self.lines if self._on_stack(line, far) and re.search(_VECTOR[self.arch], line)]
+
+    def _on_stack(self, line: str, far: re.Pattern[str]) -> bool:
+        return bool(re.search(_STACK[self.arch], line) or (self.arch == "aarch64" and far.search(line)))
 
     @property
     def calls(self) -> list[str]:
@@ -70,6 +75,14 @@ def inner_loops(code: str, arch: str) -> list[Loop]:
 def product_loops(code: str, arch: str, multiply: str, least: int) -> list[Loop]:
     """The innermost loops that multiply at least `least` vectors by an instruction, but those of polynomials."""
     return [loop for loop in inner_loops(code, arch) if loop.count(multiply) >= least and not loop.rounds]
+
+
+def product_blocks(code: str, arch: str, multiply: str, least: int) -> list[Loop]:
+    """The basic blocks that multiply so: loops, and those that LLVM has unrolled whole."""
+    parts = re.split(r"^(\.?L\w+):.*$", code, flags=re.MULTILINE)
+    bodies = zip(parts[1::2], parts[2::2], strict=True)
+    blocks = [Loop(arch, label, tuple(_instructions(body))) for label, body in bodies]
+    return [block for block in blocks if block.count(multiply) >= least and not block.rounds]
 
 
 def library_calls(code: str, arch: str) -> set[str]:

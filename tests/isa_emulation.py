@@ -82,7 +82,10 @@ define internal void @llvm.x86.tilestored64(i8 %n, ptr %to, i64 %stride) {
   call void @copy(ptr %to, i64 %stride, ptr %at, i64 64)
   ret void
 }
-define internal void @llvm.x86.tdpbf16ps(i8 %c, i8 %a, i8 %b) {
+"""
+"""Tile registers in memory, for one thread; using one that is not configured traps."""
+_TILE_PRODUCT = """
+define internal void @llvm.x86.@NAME@(i8 %c, i8 %a, i8 %b) {
 entry:
   %c.at = call ptr @tile(i8 %c)
   %a.at = call ptr @tile(i8 %a)
@@ -100,7 +103,7 @@ term:
   %single = insertelement <16 x i32> poison, i32 %one, i64 0
   %pairs = shufflevector <16 x i32> %single, <16 x i32> poison, <16 x i32> zeroinitializer
   %others = load <16 x i32>, ptr %b.row
-  %new = call <16 x float> @emulated_dot_16(<16 x float> %sum, <16 x i32> %pairs, <16 x i32> %others)
+  %new = call <16 x float> @@DOT@(<16 x float> %sum, <16 x i32> %pairs, <16 x i32> %others)
   store <16 x float> %new, ptr %c.row
   %next = add i64 %n, 1
   %more = icmp ult i64 %next, 256
@@ -109,7 +112,7 @@ end:
   ret void
 }
 """
-"""Tile registers in memory, for one thread; using one that is not configured traps."""
+"""c += a b of three of them, by an instruction's name and what it multiplies pairs with."""
 
 
 def _dot(lanes: int) -> str:
@@ -134,6 +137,32 @@ define internal {floats} @emulated_dot_{lanes}({floats} %c, {ints} %a, {ints} %b
 """
 
 
+_DOT_HALF = """
+define internal <16 x float> @emulated_dot_half(<16 x float> %c, <16 x i32> %a, <16 x i32> %b) {
+  %a.low = trunc <16 x i32> %a to <16 x i16>
+  %b.low = trunc <16 x i32> %b to <16 x i16>
+  %a.up = lshr <16 x i32> %a, splat (i32 16)
+  %b.up = lshr <16 x i32> %b, splat (i32 16)
+  %a.high = trunc <16 x i32> %a.up to <16 x i16>
+  %b.high = trunc <16 x i32> %b.up to <16 x i16>
+  %a0.half = bitcast <16 x i16> %a.low to <16 x half>
+  %b0.half = bitcast <16 x i16> %b.low to <16 x half>
+  %a1.half = bitcast <16 x i16> %a.high to <16 x half>
+  %b1.half = bitcast <16 x i16> %b.high to <16 x half>
+  %a0 = fpext <16 x half> %a0.half to <16 x float>
+  %b0 = fpext <16 x half> %b0.half to <16 x float>
+  %a1 = fpext <16 x half> %a1.half to <16 x float>
+  %b1 = fpext <16 x half> %b1.half to <16 x float>
+  %p0 = fmul <16 x float> %a0, %b0
+  %p1 = fmul <16 x float> %a1, %b1
+  %p = fadd <16 x float> %p0, %p1
+  %r = fadd <16 x float> %c, %p
+  ret <16 x float> %r
+}
+"""
+"""The same of float16, subnormal ones as they are."""
+
+
 def _rounded(lanes: int) -> str:
     """float32 to bfloat16, to nearest even; NaN stays one."""
     ints, floats, halves = f"<{lanes} x i32>", f"<{lanes} x float>", f"<{lanes} x bfloat>"
@@ -154,6 +183,10 @@ define internal {halves} @emulated_round_{lanes}({floats} %x) {{
 """
 
 
+def _tile_product(name: str, dot: str) -> str:
+    return _TILE_PRODUCT.replace("@NAME@", name).replace("@DOT@", dot)
+
+
 def _pair_dot(name: str, lanes: int) -> str:
     """A dot product of pairs under the instruction's name."""
     ints, floats, halves = f"<{lanes} x i32>", f"<{lanes} x float>", f"<{2 * lanes} x bfloat>"
@@ -167,6 +200,20 @@ define internal {floats} @{name}({floats} %c, {halves} %x, {halves} %y) {{
 """
 
 
+_MATRIX = """
+define internal <4 x float> @llvm.aarch64.neon.bfmmla(<4 x float> %c, <8 x bfloat> %x, <8 x bfloat> %y) {
+  %a = bitcast <8 x bfloat> %x to <4 x i32>
+  %b = bitcast <8 x bfloat> %y to <4 x i32>
+  %a0 = shufflevector <4 x i32> %a, <4 x i32> poison, <4 x i32> <i32 0, i32 0, i32 2, i32 2>
+  %a1 = shufflevector <4 x i32> %a, <4 x i32> poison, <4 x i32> <i32 1, i32 1, i32 3, i32 3>
+  %b0 = shufflevector <4 x i32> %b, <4 x i32> poison, <4 x i32> <i32 0, i32 2, i32 0, i32 2>
+  %b1 = shufflevector <4 x i32> %b, <4 x i32> poison, <4 x i32> <i32 1, i32 3, i32 1, i32 3>
+  %first = call <4 x float> @emulated_dot_4(<4 x float> %c, <4 x i32> %a0, <4 x i32> %b0)
+  %both = call <4 x float> @emulated_dot_4(<4 x float> %first, <4 x i32> %a1, <4 x i32> %b1)
+  ret <4 x float> %both
+}
+"""
+"""Two rows of four terms by two others."""
 _ROUND_TWO = """
 define internal <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float> %high, <16 x float> %low) {
   %a = call <16 x bfloat> @emulated_round_16(<16 x float> %low)
@@ -177,10 +224,21 @@ define internal <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float
 """.replace("MASK", ", ".join(f"i32 {lane}" for lane in range(32)))
 
 
+_WIDEN = """
+define internal <16 x float> @llvm.x86.avx512.mask.vcvtph2ps.512(<16 x i16> %bits, <16 x float>, i16, i32) {
+  %halves = bitcast <16 x i16> %bits to <16 x half>
+  %floats = fpext <16 x half> %halves to <16 x float>
+  ret <16 x float> %floats
+}
+"""
+"""Of all lanes, as kernels have it."""
+
+
 def runs_here(target: Target) -> bool:
     """Whether this machine executes what is compiled for `target`."""
     host = detect()
-    return target.arch == host.arch and target.features <= host.features
+    length = target.sve_bits in (0, host.sve_bits)  # without: NEON's code
+    return target.arch == host.arch and target.features <= host.features and length
 
 
 def load(text: str) -> Any:
@@ -209,6 +267,8 @@ def translated(text: str) -> str:
     more += [
         _pair_dot("llvm.x86.avx512bf16.dpbf16ps.512", 16), _ROUND_TWO,
         _pair_dot("llvm.aarch64.neon.bfdot.v4f32.v8bf16", 4), _TILES,
+        _MATRIX, _WIDEN, _DOT_HALF,
+        _tile_product("tdpbf16ps", "emulated_dot_16"), _tile_product("tdpfp16ps", "emulated_dot_half"),
     ]  # fmt: skip
     text = re.sub(r"^(?:target |declare .*@llvm\.(?:x86|aarch64)\.).*\n", "", text, flags=re.MULTILINE)
     text = re.sub(r'!"\{\\22kind\\22.*?\}"', r'!"{\\22kind\\22: \\22llvm\\22}"', text)

@@ -410,6 +410,9 @@ def test_a_call_that_is_remembered_is_not_taken_for_another() -> None:
         against_sdpa(*(t.transpose(2, 3).contiguous().transpose(2, 3) for t in (q, k, v)))
         against_sdpa(*(t.bfloat16() for t in (q, k, v)))
         against_sdpa(q[:1], k, v)
+        out, lse = attention(q, k, v, return_lse=True)
+        torch.testing.assert_close(out, attention(q, k, v))
+        torch.testing.assert_close(lse, (q @ k.mT / 4).logsumexp(-1))
         mask = torch.ones(12, 12).tril().bool()
         torch.testing.assert_close(attention(q, k, v, mask), attention(q, k, v, is_causal=True))
     with pytest.raises(TypeError):

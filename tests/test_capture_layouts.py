@@ -25,6 +25,12 @@ def second(spelling: Spelling, number: int) -> Iterator[str]:
     yield rest[number % len(rest)]
 
 
+def two(spelling: Spelling, number: int) -> Iterator[str]:
+    """The first layout and another one than `second` gives, where there are three."""
+    yield spelling.layouts[0]
+    yield from second(spelling, number + 1)
+
+
 def judge(spelling: Spelling, seen: Capture) -> None:
     """As many sites as expected, none beside; or the reason. Results are compared before, whatever is fused."""
     if spelling.reason or not spelling.sites:
@@ -69,7 +75,7 @@ def test_another_layout(spelling: Spelling, layout: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("spelling", "layout"), cases(lambda s, _: iter(s.layouts)))
+@pytest.mark.parametrize(("spelling", "layout"), cases(two))
 def test_compiled_once_for_all_sizes(spelling: Spelling, layout: str) -> None:
     """Through Dynamo, with every size a symbol."""
     args, others = fresh(spelling, layout)

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from attncc import target
+from attncc import system, target
+from attncc.export.machine import missing, needs
 
 
 def test_host_is_described_without_importing_tvm() -> None:
@@ -28,7 +29,11 @@ def test_host_is_described_without_importing_tvm() -> None:
         ("x86-64", "x86_64", 128, set(), {"avx", "fma"}),
         ("llvm -mcpu=sapphirerapids", "x86_64", 512, {"amx-bf16", "avx512bf16"}, set()),
         ("cortex-a76", "aarch64", 128, {"neon", "dotprod"}, {"sve"}),
-        ("llvm -mtriple=aarch64-unknown-linux-gnu -mcpu=neoverse-v1", "aarch64", 128, {"sve", "bf16"}, set()),
+        ("llvm -mtriple=aarch64-unknown-linux-gnu -mcpu=neoverse-v1", "aarch64", 256, {"sve", "bf16"}, set()),
+        ("a64fx", "aarch64", 512, {"sve"}, {"bf16"}),
+        ("neoverse-v2", "aarch64", 128, {"sve2"}, set()),
+        ("llvm -mcpu=neoverse-v1 -sve-bits=128", "aarch64", 128, {"sve"}, set()),
+        ("llvm -mcpu=neoverse-v1 -mattr=-sve", "aarch64", 128, {"bf16"}, {"sve"}),
     ],
 )
 def test_parse_knows_what_llvm_knows(text: str, arch: str, bits: int, has: set[str], lacks: set[str]) -> None:
@@ -54,6 +59,7 @@ def test_host_text_forms() -> None:
         ("znver44", "znver4"),
         ("llvm -mcp=znver4", "-mcpu"),
         ("llvm -num-cores=0", "num-cores"),
+        ("llvm -mcpu=neoverse-v1 -sve-bits=384", "none of 128, 256, 512"),
         ("vulkan -x", "vulkan"),
         ("cuda", "detected by its tensors"),
     ],
@@ -61,3 +67,17 @@ def test_host_text_forms() -> None:
 def test_unknown_targets_are_refused_with_a_hint(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         target.parse(text)
+
+
+def test_the_length_of_vectors_is_part_of_the_key() -> None:
+    """Code for SVE of one length is wrong on a machine of another."""
+    long, short = (target.parse(f"llvm -mcpu=neoverse-v1 -sve-bits={bits}") for bits in (256, 128))
+    assert long.sve_bits == 256 and short.sve_bits == 0 and long.key != short.key
+    assert needs(long) == sorted([*needs(short), "sve-of-256-bits"])
+    assert "sve-of-256-bits" in missing(target.detect().arch, needs(long)) or target.detect().sve_bits == 256
+
+
+def test_the_length_of_vectors_is_asked_for() -> None:
+    """In bits; 0 on a machine without SVE."""
+    bits = system.sve_bits()
+    assert bits % 128 == 0 and bool(bits) == ("sve" in system.features())

@@ -10,6 +10,7 @@ from attncc.schedules import CPU, Family, Problem
 from attncc.spec import AttentionSpec
 from attncc.target import detect
 from attncc.tuning.record import Record
+from attncc.tuning.versions import Versions
 
 SPEC = AttentionSpec("float32", 16, 8, score_mod=ex.op("mul", ex.Score(), ex.Scalar("s0", "float32")), scalars=("s0",))
 PROBLEM = Problem(2, 3, 300, 280, 1)
@@ -38,7 +39,8 @@ def record(gain: float | None = 0.2, given: Mapping[str, int] | None = None, **f
         }  # fmt: skip
     known = {
         "spec": SPEC.json, "family": FAMILY.name, "decisions": decisions() if given is None else given,
-        "problem": PROBLEM, "target": detect(), "seconds": 1e-3, "spread": 0.01, "trials": 7, **paired,
+        "problem": PROBLEM, "target": detect(), "seconds": 1e-3, "spread": 0.01, "trials": 7,
+        "versions": Versions.current(detect()), **paired,
     }  # fmt: skip
     return Record(**{**known, **fields})
 

@@ -19,11 +19,13 @@ from typing import Any
 
 from attncc._tvm import IRBuilder, PrimFunc, T, tirx
 from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, tile
-from attncc.algorithm.decode_parts import Kernel, RowState, Tiling, exp, finite
+from attncc.algorithm.decode_parts import Kernel, Prefetched, RowState, Tiling, exp, finite, value_columns
 from attncc.algorithm.decode_redo import Attempt, attempts
 from attncc.algorithm.decode_tile import emit_tile, open_tile
 from attncc.algorithm.decode_weights import emit_weights
 from attncc.algorithm.numeric import cast
+from attncc.algorithm.prefetch import LLVM as PREFETCH
+from attncc.algorithm.prefetch import row_lines
 from attncc.algorithm.signature import NAME, Signature, compute_dtype, declare, import_llvm, use_launcher
 from attncc.algorithm.visibility import safe_maximum
 from attncc.spec import AttentionSpec
@@ -96,7 +98,18 @@ def _open_kernel(spec: AttentionSpec, tiling: Tiling, signature: Signature) -> K
     scalars |= {name: signature.scalars[name] for name in spec.integers}
     rows = let("rows", signature.sizes["Sq"] * spec.group)
     row_chunks = let("row_chunks", (rows + (tiling.row_chunk - 1)) // tiling.row_chunk)
-    return Kernel(spec, tiling, signature, scalars, rows, row_chunks, signature.workspaces[0].shape[1], None)
+    splits = signature.workspaces[0].shape[1]
+    prefetched = _prefetched(spec, tiling, signature, row_chunks) if tiling.ahead else None
+    return Kernel(spec, tiling, signature, scalars, rows, row_chunks, splits, prefetched, None)
+
+
+def _prefetched(spec: AttentionSpec, tiling: Tiling, signature: Signature, row_chunks: Any) -> Prefetched:
+    import_llvm(PREFETCH)
+    lines, parts = row_lines(signature.k), row_chunks * len(value_columns(spec, tiling))
+    return Prefetched(
+        let("key_lines", (lines + (row_chunks - 1)) // row_chunks),
+        let("value_share", (tiling.value_rows + (parts - 1)) // parts),
+    )
 
 
 def _combine(kernel: Kernel) -> None:

@@ -21,6 +21,7 @@ from attncc.algorithm.decode_values import weighted_sum
 from attncc.algorithm.decode_weights import keep_block
 from attncc.algorithm.lower_expr import lower
 from attncc.algorithm.numeric import cast
+from attncc.algorithm.prefetch import prefetch_lines
 from attncc.algorithm.storage import loaded
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def _score(t: Tile, start: Any, count: Any) -> None:
         steps = (T.min(count - first_key, n) + (tiling.key_rows - 1)) // tiling.key_rows
         with repeat("key_step", steps) as step:
             at = step * tiling.key_rows
+            for row in range(tiling.key_rows):
+                _prefetch_key(t, start + first_key + at + row, row_chunk)
             for number, part in enumerate(parts):
                 _dot(t, number, part, start, count, first_key, first_row, at, strands[number])
         sums = [tile(f"sums{number}", (r, n), t.dtype) for number in range(len(parts))]
@@ -64,6 +67,13 @@ def _score(t: Tile, start: Any, count: Any) -> None:
         with stage("keep_score", "SS", r=r, n=n) as (vr, vn):
             score = functools.reduce(operator.add, [part[vr, vn] for part in sums])
             store(t.raw, [first_row + vr, first_key + vn], score)
+
+
+def _prefetch_key(t: Tile, key: Any, row_chunk: Any) -> None:
+    """This chunk of rows' part of a row of k that comes later."""
+    if t.kernel.prefetched is not None:
+        lines = t.kernel.prefetched.key_lines
+        prefetch_lines(t.kernel.signature.k, (t.batch, t.kv_head, key + t.tiling.ahead), row_chunk * lines, lines)
 
 
 def _dot(
@@ -116,7 +126,7 @@ def _weigh(t: Tile, start: Any, count: Any, row: Any) -> None:
             with stage("lane_max", "SR", l=width, v=sets) as (lane, v):
                 with T.init():
                     store(top, [lane], tirx.const(-math.inf, t.dtype))
-                store(top, [lane], t.kernel.largest(top[lane], t.scores[row, v * width + lane]))
+                store(top, [lane], T.max(top[lane], t.scores[row, v * width + lane]))
     if t.kernel.kept is not None:
         keep_block(t, t.kernel.kept, row, start, count, weights)
     if top is not None:
@@ -132,7 +142,7 @@ def _softmax(t: Tile, row: Any, top: Buffer, sets: Any) -> None:
         with stage("row_max", "SR", u=1, l=width) as (u, lane):
             with T.init():
                 store(t.new_maximum, [row + u], t.maximum[row + u])
-            store(t.new_maximum, [row + u], t.kernel.largest(t.new_maximum[row + u], top[lane]))
+            store(t.new_maximum, [row + u], T.max(t.new_maximum[row + u], top[lane]))
         with stage("base", "S", u=1) as (u,):
             store(t.base, [row + u], finite(t.new_maximum[row + u]))
         with stage("decay", "S", u=1) as (u,):

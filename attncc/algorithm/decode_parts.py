@@ -48,6 +48,8 @@ class Tiling:
     value_pairs: int
     """Neighbouring keys that a product of weights and values takes at once: 2 for bfloat16, in which weights are then
     rounded and values paired; else 1."""
+    ahead: int
+    """How many rows of k, and of v, come before those that memory is asked for; 0 asks for none (`prefetch`)."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,16 @@ def weighs_values(spec: AttentionSpec) -> bool:
 
 
 @dataclass(frozen=True)
+class Prefetched:
+    """What a chunk of rows asks memory for, such that all chunks together ask for everything once."""
+
+    key_lines: Any
+    """Of a row of k."""
+    value_rows: Any
+    """Of those that are read together, before each part of the columns."""
+
+
+@dataclass(frozen=True)
 class Kernel:
     """The kernel under construction."""
 
@@ -115,6 +127,7 @@ class Kernel:
     """Chunks of rows; the last may hold rows that repeat."""
     splits: Any
     """Tiles of a key head."""
+    prefetched: Prefetched | None
     attempt: Attempt | None
     """Where hidden keys may have to be visited after all: which attempt this is."""
 
@@ -154,7 +167,7 @@ class Kernel:
         with stage(f"highest{name}", "SR", u=1, s=self.splits) as (u, s):
             with T.init():
                 store(found, [u], tirx.const(-math.inf, self.dtype))
-            store(found, [u], self.largest(found[u], maximum[at, s, row]))
+            store(found, [u], T.max(found[u], maximum[at, s, row]))
         return found
 
     def inverse(self, name: str, total: Any) -> Buffer:
@@ -174,10 +187,6 @@ class Kernel:
         """What the leaves of the spec's expressions are at a place."""
         return Env(self.dtype, index, self.signature.sizes, self.scalars, self.signature.extras, score)
 
-    def largest(self, a: Any, b: Any) -> Any:
-        """The larger of both. Without `max` among the outputs NaN may be lost: it is in the probabilities anyway."""
-        return numeric.maximum(a, b) if "max" in self.signature.more else T.max(a, b)
-
     def write_row(self, name: str, batch: Any, kv_head: Any, row: Any, state: RowState) -> None:
         """out = value / total for a row, by the rule of the spec where no key was seen; and its other outputs.
 
@@ -192,7 +201,8 @@ class Kernel:
         inverse = self.inverse(name, state.total)
         with stage(f"write.{name}", "S", e=spec.value_dim) as (column,):
             store(out, [batch, head, query, column], cast(spec.dtype, state.output(column) * inverse[0]))
-        for asked, value in (("max", state.maximum), ("sum", state.total)):
+        maximum = numeric.true_maximum(state.maximum, state.total)
+        for asked, value in (("max", maximum), ("sum", state.total)):
             if asked in more:
                 with stage(f"write_{asked}.{name}", "S", u=1) as (u,):
                     store(more[asked], [batch, head, query + u], value)

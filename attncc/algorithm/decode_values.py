@@ -16,6 +16,7 @@ from attncc._tvm import Buffer, T
 from attncc.algorithm.blocks import repeat, scope, stage, store, tile
 from attncc.algorithm.decode_parts import Columns, paired_columns, value_columns, value_unit
 from attncc.algorithm.numeric import const, widened
+from attncc.algorithm.prefetch import prefetch_rows
 from attncc.algorithm.storage import in_units, loaded, pack
 
 if TYPE_CHECKING:
@@ -35,9 +36,18 @@ def weighted_sum(t: Tile, start: Any, count: Any) -> None:
         paired = _pair_values(t, start + first, steps) if parts[0].pairs > 1 else None
         with repeat("output_chunk", t.kernel.row_chunks) as row_chunk:
             for number, part in enumerate(parts):
+                _prefetch_values(t, start + first, row_chunk * len(parts) + number)
                 _sum_columns(t, number, part, start, first, steps, row_chunk * tiling.row_chunk, paired)
     if pairs > 1:
         _last_value(t, start, count - products * pairs, products * pairs)
+
+
+def _prefetch_values(t: Tile, first: Any, turn: Any) -> None:
+    """One turn's part of as many rows of v as are read together, that come after those from `first` on."""
+    if t.kernel.prefetched is not None:
+        share = t.kernel.prefetched.value_rows
+        rows = T.min(share, t.tiling.value_rows - turn * share)
+        prefetch_rows(t.kernel.signature.v, (t.batch, t.kv_head, first + t.tiling.ahead + turn * share), rows)
 
 
 def _round_weights(t: Tile, rounded: Buffer, products: Any) -> None:

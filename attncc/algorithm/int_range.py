@@ -7,8 +7,8 @@ from attncc import expr as ex
 INT32_MAX = 2**31 - 1
 
 
-def int_range(expr: ex.Expr) -> tuple[int, int]:
-    """Least and largest value an integer expression can take, given that positions and sizes are below 2^31."""
+def int_range(expr: ex.Expr, longest: int = INT32_MAX) -> tuple[int, int]:
+    """Least and largest value an integer expression can take, given that positions and sizes are at most `longest`."""
 
     def visit(node: ex.Expr, args: tuple[tuple[int, int], ...]) -> tuple[int, int]:
         limits = _dtype_range(node.dtype)
@@ -16,7 +16,7 @@ def int_range(expr: ex.Expr) -> tuple[int, int]:
             case ex.Const(value) if node.dtype not in ex.FLOATS:
                 return int(value), int(value)
             case ex.Index() | ex.Size():
-                return 0, INT32_MAX
+                return 0, longest
             case ex.Op(name) if node.dtype in ex.INTEGERS and all(a.dtype in ex.INTEGERS for a in node.args):
                 corners = _corners(name, args)
                 if corners and limits[0] <= min(corners) and max(corners) <= limits[1]:
@@ -58,14 +58,15 @@ def _dtype_range(dtype: str) -> tuple[int, int]:
     return (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
-def narrows(expr: ex.Expr) -> bool:
+def narrows(expr: ex.Expr, longest: int = INT32_MAX) -> bool:
     """Whether int32 arithmetic gives the value of an int64 expression."""
-    return all(_narrows(node) for node in expr.walk())
+    return all(_narrows(node, longest) for node in expr.walk())
 
 
-def _narrows(node: ex.Expr) -> bool:
+def _narrows(node: ex.Expr, longest: int) -> bool:
     """The same for one node, if it holds for the nodes below."""
     if isinstance(node, ex.Op) and node.name not in ("add", "sub", "mul", "neg", "abs", "min", "max"):
         return False
-    low, high = int_range(node)
-    return isinstance(node, (ex.Const, ex.Index, ex.Size, ex.Op)) and low >= -INT32_MAX and high <= INT32_MAX
+    low, high = int_range(node, longest)
+    known = node.dtype == "int32" or isinstance(node, (ex.Const, ex.Index, ex.Size, ex.Op))
+    return known and low >= -INT32_MAX - 1 and high <= INT32_MAX

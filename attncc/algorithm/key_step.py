@@ -19,6 +19,7 @@ from attncc.algorithm.blocks import accesses, let, repeat, scope, stage, store, 
 from attncc.algorithm.distances import diagonals, distance_elements, distance_terms, from_diagonals
 from attncc.algorithm.lower_expr import lower
 from attncc.algorithm.pair_loads import elements, from_tiles, pair_loads, turned
+from attncc.algorithm.prefetch import prefetched_row
 from attncc.algorithm.prefill_tile import Tile
 from attncc.algorithm.storage import loaded, pack, storage_dtype
 from attncc.algorithm.transpose import Source, transpose
@@ -134,12 +135,28 @@ class _Step:
                 store(s, [n, m], s[n, m] + lower(spec.element, t.element_env(d, elements)))
             with stage(self.name("modify"), "SS", n=keys, m=queries) as (n, m):
                 store(t.scores, [n, m], self.modified(n, m, s[n, m]))
+            if t.tiling.ahead and not self.suffix:
+                self.ask_ahead()
             if t.softmax and self.suffix != WEIGHTS:
                 with stage(self.name("row_max"), "SR", m=queries, n=keys) as (m, n):
                     with T.init():
                         store(t.new_maximum, [m], t.maximum[m])
                     # a NaN score may be lost here: it makes its probability NaN, and with it the whole row
                     store(t.new_maximum, [m], T.max(t.new_maximum[m], t.scores[n, m]))
+
+    def ask_ahead(self) -> None:
+        """Ask memory for keys that come `ahead` rows later, and for the values that this step needs after its scores.
+
+        A block of its own for each key, so that a schedule spreads them over the product. It reads the key's scores in
+        name only: that places it behind them.
+        """
+        t = self.t
+        asked = tile("asked", (self.keys,), "int32")
+        with stage(self.name("ask_ahead"), "SS", n=self.keys, m=1) as (n, m):
+            T.reads(t.scores[n, m * t.tiling.queries : (m + 1) * t.tiling.queries])
+            T.writes(asked[n])
+            ahead = prefetched_row(t.signature.k, (t.batch, t.kv_head, self.key(n) + t.tiling.ahead))
+            store(asked, [n], ahead + prefetched_row(t.signature.v, (t.batch, t.kv_head, self.key(n))))
 
     def modified(self, n: Any, m: Any, s: Any) -> Any:
         t = self.t

@@ -19,7 +19,7 @@ from typing import Any
 from attncc import expr as ex
 from attncc._tvm import Buffer, tirx
 from attncc.algorithm import numeric, operators
-from attncc.algorithm.int_range import narrows
+from attncc.algorithm.int_range import INT32_MAX, narrows
 
 _POLYNOMIALS = ("exp", "exp2", "log", "log2", "log1p", "tanh", "sigmoid", "erf")
 _MOST_NESTED = 2
@@ -36,7 +36,7 @@ class Env:
     compute: str
     """Dtype of float arithmetic: float32 or float64."""
     index: Mapping[str, Any] = field(default_factory=dict)
-    """int64 values of b, h, i, j (and of any other axis that the expression names)."""
+    """int64 or int32 values of b, h, i, j (and of any other axis that the expression names)."""
     size: Mapping[str, Any] = field(default_factory=dict)
     """int64 values of B, H, Sq, Skv."""
     scalar: Mapping[str, Any] = field(default_factory=dict)
@@ -49,8 +49,12 @@ class Env:
     """q and k of a score product, in the compute dtype."""
     functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """What float operators become in place of the polynomials here: another kind of machine has its own."""
-    short: bool = False
-    """Compare positions in int32 where that is provably the same: a GPU has no int64 arithmetic of its own."""
+    inside: Mapping[str, Any] = field(default_factory=dict)
+    """The same of `index` where tensors are read at them, if that is not everywhere where scores are computed."""
+    longest: int | None = None
+    """Positions and sizes are at most this, and are compared in int32 where that is provably the same: a GPU has no
+    int64 arithmetic of its own.
+    """
 
 
 def lower(expr: ex.Expr, env: Env) -> Any:
@@ -98,7 +102,7 @@ class _Lowering:
             case ex.Score():
                 return self.leaf(node, {"score": self.env.score} if self.env.score is not None else {}, "score")
             case ex.Index(axis):
-                return self.leaf(node, self.env.index, axis)
+                return self.cast(self.leaf(node, self.env.index, axis), "int64")
             case ex.Size(name):
                 return self.leaf(node, self.env.size, name)
             case ex.Elem(name):
@@ -123,6 +127,8 @@ class _Lowering:
         Axes and literals are checked before a kernel runs; what is computed from run-time numbers stays inside the
         tensor whatever they are.
         """
+        if isinstance(index, ex.Index):
+            value = self.env.inside.get(index.axis, value)
         position = self.cast(value, "int64")
         if isinstance(index, (ex.Index, ex.Const)):
             return position
@@ -168,17 +174,21 @@ class _Lowering:
 
         It takes half the vectors, and AVX2 has no conversion from int64 at all.
         """
-        if result in ex.FLOATS and expr.dtype == "int64" and narrows(expr):
+        if result in ex.FLOATS and expr.dtype == "int64" and narrows(expr, self.env.longest or INT32_MAX):
             return ex.fold(expr, self.node32)
         return value
 
     def node32(self, node: ex.Expr, args: tuple[Any, ...]) -> Any:
-        if isinstance(node, ex.Op):
-            return operators.integral(node.name, list(args))
+        match node:
+            case ex.Op(name):
+                return operators.integral(name, list(args))
+            case ex.Index(axis):
+                return self.cast(self.leaf(node, self.env.index, axis), "int32")
         return self.cast(self.node(node, args), "int32")
 
     def shortened(self, node: ex.Op, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        if self.env.short and all(o.dtype == "int64" and narrows(o) for o in node.operands):
+        longest = self.env.longest
+        if longest is not None and all(o.dtype in ("int32", "int64") and narrows(o, longest) for o in node.operands):
             return tuple(ex.fold(o, self.node32) for o in node.operands)
         return args
 

@@ -141,6 +141,13 @@ def maximum(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
     return tirx.call_llvm_pure_intrin(dtype_of(a), "llvm.maximum", a, b)
 
 
+def true_maximum(kept: tirx.Expr, total: tirx.Expr) -> tirx.Expr:
+    """The maximum of a row, of the one that its softmax kept, which may have dropped a NaN: the sum of its weights has
+    not. (Of an infinite maximum the sum is NaN as well.)"""
+    lost = tirx.And(is_nan(total), kept < const(math.inf, kept))
+    return tirx.Select(lost, const(math.nan, kept), kept)
+
+
 def minimum(a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
     """The smaller of both; NaN where either is NaN."""
     return tirx.call_llvm_pure_intrin(dtype_of(a), "llvm.minimum", a, b)

@@ -24,6 +24,7 @@ from attncc.algorithm.key_loop import visit_keys
 from attncc.algorithm.key_step import OPAQUE, finite, weight_step
 from attncc.algorithm.knowledge import knowledge
 from attncc.algorithm.pair_loads import pair_loads
+from attncc.algorithm.prefetch import LLVM as PREFETCH
 from attncc.algorithm.prefill_tile import Tile, Tiling
 from attncc.algorithm.signature import NAME, Signature, compute_dtype, declare, import_llvm, use_launcher
 from attncc.algorithm.storage import pack, storage_dtype, unpack
@@ -44,7 +45,7 @@ def build(spec: AttentionSpec, tiling: Tiling, around: tuple[str, ...] = ()) -> 
             T.func_name(NAME)
             signature = declare(spec)
             use_launcher(signature)
-            _import_functions(spec)
+            _import_functions(spec, tiling)
             scalars = _scalars(spec, signature)
             n_tiles = signature.work.shape[0]
             with T.serial(n_tiles) as loop:
@@ -68,11 +69,16 @@ def _call(name: str, function: str) -> None:
         T.evaluate(T.call_extern("int32", function))
 
 
-def _import_functions(spec: AttentionSpec) -> None:
+def _import_functions(spec: AttentionSpec, tiling: Tiling) -> None:
     """The functions in LLVM IR that the kernel calls."""
     known = knowledge(spec)
     turned = {spec.dtype} | {load.dtype for load in pair_loads(spec.score_mod, spec.mask)}
-    for text in (OPAQUE, transpose_text(turned), survey_text(known) if known is not None else ""):
+    for text in (
+        OPAQUE,
+        transpose_text(turned, tiling.turned_rows),
+        survey_text(known) if known is not None else "",
+        PREFETCH if tiling.ahead else "",
+    ):
         if text:
             import_llvm(text)
 
@@ -165,16 +171,11 @@ def _write(t: Tile) -> None:
         transpose(spec.dtype, Source(finished[0, 0], queries, 1, spec.value_dim, rows), target, out.strides[2])
     if "max" in more:
         with stage("write_max", "S", m=rows) as (m,):
-            store(more["max"], [t.batch, t.head, t.first_row + m], _true_maximum(t, m))
+            value = numeric.true_maximum(t.maximum[m], t.total[m]) * tirx.const(t.unit, t.dtype)
+            store(more["max"], [t.batch, t.head, t.first_row + m], value)
     if "sum" in more:
         with stage("write_sum", "S", m=rows) as (m,):
             store(more["sum"], [t.batch, t.head, t.first_row + m], t.total[m])
-
-
-def _true_maximum(t: Tile, m: Any) -> Any:
-    """The running maximum drops NaN, which the sum keeps. (Of an infinite x the sum is NaN as well.)"""
-    lost = tirx.And(numeric.is_nan(t.total[m]), t.maximum[m] < tirx.const(math.inf, t.dtype))
-    return T.Select(lost, tirx.const(math.nan, t.dtype), t.maximum[m] * tirx.const(t.unit, t.dtype))
 
 
 def _weights(t: Tile) -> None:

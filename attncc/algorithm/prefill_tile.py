@@ -32,6 +32,10 @@ class Tiling:
 
     edge_keys: int = 0
     """Keys of an edge step, which `keys` is a multiple of; 0 for `keys`. Diagonals and short sequences waste less."""
+    ahead: int = 0
+    """Rows of k between what is multiplied and what memory is asked for (`prefetch`); 0 where it is not asked."""
+    turned_rows: tuple[int, ...] = ()
+    """Bits that a row may have where squares are turned (`transpose`); empty for any."""
 
     @property
     def edge(self) -> int:

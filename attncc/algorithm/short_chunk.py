@@ -261,10 +261,7 @@ def _write_more(c: Chunk) -> None:
     t, more = c.t, c.t.signature.more
     if "max" in more:
         with stage("write_max", "S", r=c.rows) as (r,):
-            # the maximum drops NaN, which the sum keeps; of an infinite x the sum is NaN as well
-            lost = tirx.And(numeric.is_nan(c.total[r]), c.maximum[r] < tirx.const(math.inf, t.dtype))
-            value = T.Select(lost, tirx.const(math.nan, t.dtype), c.maximum[r])
-            store(more["max"], [t.batch, t.head, c.row(r)], value)
+            store(more["max"], [t.batch, t.head, c.row(r)], numeric.true_maximum(c.maximum[r], c.total[r]))
     if "sum" in more:
         with stage("write_sum", "S", r=c.rows) as (r,):
             store(more["sum"], [t.batch, t.head, c.row(r)], c.total[r])

@@ -30,10 +30,11 @@ from attncc.spec import AttentionSpec
 NAME = "attention"
 """Global symbol of every kernel."""
 
-_BYTES = {
+BYTES = {
     "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
+"""Of an element of an argument."""
 
 # Sets the kernel's own copy of the hook that TVM's parallel loops call. It is inlined, and costs a store a call.
 _USE_LAUNCHER = """
@@ -149,6 +150,6 @@ def _rows(name: str, shape: tuple[Any, ...], dtype: str) -> Buffer:
 
 def _argument(name: str, shape: tuple[Any, ...], dtype: str, strides: list[Any]) -> Buffer:
     handle = T.arg(f"{name}_handle", T.handle())
-    buffer = T.match_buffer(handle, shape, dtype, strides=strides or None, align=_BYTES[dtype], layout=None)
+    buffer = T.match_buffer(handle, shape, dtype, strides=strides or None, align=BYTES[dtype], layout=None)
     IRBuilder.name(name, buffer)
     return buffer

@@ -1,7 +1,8 @@
 """Tiles turned over: queries lie in lanes, while what a tensor holds of a query follows each other in its row.
 
 Squares of 16 elements are turned in registers by shuffles, in LLVM IR, which has them where TIR has none; what is left
-over at the borders goes element by element. The same text serves every target.
+over at the borders goes element by element. The same text serves every target but SVE: LLVM shuffles its long vectors
+well where they fill a register, so squares are as large as that allows.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from attncc._tvm import T, tirx
 
 SIDE = 16
-"""Rows and columns of a square that is turned in registers."""
+"""Most rows and columns of a square that is turned in registers."""
 
 _BITS = {
     "float64": 64, "float32": 32, "float16": 16, "bfloat16": 16, "int64": 64, "int32": 32, "int16": 16, "uint16": 16,
@@ -34,12 +35,12 @@ entry:
   br label %row_head
 row_head:
   %r0 = phi i64 [ 0, %entry ], [ %r_end, %row_next ]
-  %r_end = add i64 %r0, 16
+  %r_end = add i64 %r0, @SIDE@
   %r_more = icmp slt i64 %r0, %all_rows
   br i1 %r_more, label %column_head, label %done
 column_head:
   %c0 = phi i64 [ 0, %row_head ], [ %c_end, %column_next ]
-  %c_end = add i64 %c0, 16
+  %c_end = add i64 %c0, @SIDE@
   %c_more = icmp slt i64 %c0, %all_columns
   br i1 %c_more, label %square, label %row_next
 square:
@@ -123,47 +124,56 @@ def transpose(dtype: str, source: Source, target: Any, target_stride: Any, size:
     T.evaluate(T.call_extern("int32", f"attncc_transpose_i{_BITS[dtype]}", *arguments))
 
 
-def llvm_text(dtypes: set[str]) -> str:
-    """The functions that `transpose` calls for elements of these dtypes."""
-    functions = [_function(bits) for bits in sorted({_BITS[dtype] for dtype in dtypes})]
+def llvm_text(dtypes: set[str], rows: tuple[int, ...] = ()) -> str:
+    """The functions that `transpose` calls for elements of these dtypes.
+
+    `rows` are the bits that a square's row may have, where not all lengths are as good.
+    """
+    functions = [_function(bits, _side(bits, rows)) for bits in sorted({_BITS[dtype] for dtype in dtypes})]
     return "".join([*functions, _DECLARATION]) if functions else ""
 
 
-def _function(bits: int) -> str:
-    text = _FUNCTION.replace("@SHUFFLES@", "\n".join(_shuffles(bits))).replace("@COPIES@", "\n".join(_copies(bits)))
-    return text.replace("@BITS@", str(bits)).replace("@BYTES@", str(bits // 8))
+def _side(bits: int, rows: tuple[int, ...]) -> int:
+    """Rows and columns of a square of elements of so many bits."""
+    return max((row // bits for row in rows if row // bits <= SIDE), default=SIDE)
 
 
-def _shuffles(bits: int) -> list[str]:
+def _function(bits: int, side: int) -> str:
+    shuffles, copies = ("\n".join(lines(bits, side)) for lines in (_shuffles, _copies))
+    text = _FUNCTION.replace("@SHUFFLES@", shuffles).replace("@COPIES@", copies)
+    return text.replace("@BITS@", str(bits)).replace("@BYTES@", str(bits // 8)).replace("@SIDE@", str(side))
+
+
+def _shuffles(bits: int, side: int) -> list[str]:
     """Loads of the rows of a square, shuffles and stores of its columns.
 
-    A round zips each vector of the first half with its partner in the second; after log2(16) of them lane and number of
-    a vector have changed places.
+    A round zips each vector of the first half with its partner in the second; after log2(side) of them lane and number
+    of a vector have changed places.
     """
-    vector, half = f"<{SIDE} x i{bits}>", SIDE // 2
+    vector, half = f"<{side} x i{bits}>", side // 2
     zipped = [
-        ", ".join(f"i32 {part * half + lane // 2 + lane % 2 * SIDE}" for lane in range(SIDE)) for part in range(2)
+        ", ".join(f"i32 {part * half + lane // 2 + lane % 2 * side}" for lane in range(side)) for part in range(2)
     ]
     lines = []
-    for n in range(SIDE):
+    for n in range(side):
         lines += _address(f"s{n}", "source", ("r0", "row_stride"), "c0", n, bits)
         lines.append(f"  %v0_{n} = load {vector}, ptr %s{n}, align {bits // 8}")
-    rounds = SIDE.bit_length() - 1
+    rounds = side.bit_length() - 1
     for step in range(rounds):
-        for n in range(SIDE):
+        for n in range(side):
             a, b = (f"{vector} %v{step}_{n // 2 + offset}" for offset in (0, half))
-            mask = f"<{SIDE} x i32> <{zipped[n % 2]}>"
+            mask = f"<{side} x i32> <{zipped[n % 2]}>"
             lines.append(f"  %v{step + 1}_{n} = shufflevector {a}, {b}, {mask}")
-    for n in range(SIDE):
+    for n in range(side):
         lines += _address(f"t{n}", "target", ("c0", "target_stride"), "r0", n, bits)
         lines.append(f"  store {vector} %v{rounds}_{n}, ptr %t{n}, align {bits // 8}")
     return lines
 
 
-def _copies(bits: int) -> list[str]:
+def _copies(bits: int, side: int) -> list[str]:
     """The columns of a square whose columns are dense already."""
-    vector, lines = f"<{SIDE} x i{bits}>", []
-    for n in range(SIDE):
+    vector, lines = f"<{side} x i{bits}>", []
+    for n in range(side):
         lines += _address(f"from{n}", "source", ("c0", "column_stride"), "r0", n, bits)
         lines.append(f"  %w{n} = load {vector}, ptr %from{n}, align {bits // 8}")
         lines += _address(f"to{n}", "target", ("c0", "target_stride"), "r0", n, bits)

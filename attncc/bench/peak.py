@@ -95,10 +95,9 @@ def measure(
 
 
 def _build(func: PrimFunc, target: Target) -> Callable[..., None]:
-    from attncc._tvm import IRModule, tvm
+    from attncc._tvm import IRModule, llvm_target, tvm
 
-    described = {"kind": "llvm", "mcpu": target.mcpu, "mtriple": target.triple, "mattr": list(target.mattr)}
-    built = tvm.compile(IRModule({"main": func}), target=tvm.target.Target(described))
+    built = tvm.compile(IRModule({"main": func}), target=llvm_target(target))
     kernel: Callable[..., None] = built["main"]
     return kernel
 

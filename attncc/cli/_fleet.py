@@ -1,4 +1,4 @@
-"""`attncc tune --tracker`: measuring on a fleet of devices instead of this machine."""
+"""Where `attncc tune` measures: on this machine's CPU, on its GPU (`--device`), or on a fleet (`--tracker`)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,34 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from attncc.tuning.fleet import RpcMeasurer
+    from attncc.tuning.measure import Measurer
 
 TrackerOption = Annotated[
     str | None,
     typer.Option("--tracker", help="host:port of a tracker: measure on its devices under --key (`attncc device`)."),
 ]
 KeyOption = Annotated[str | None, typer.Option("--key", help="With --tracker: the kind of machine to tune for.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="cpu; or cuda: kernels for torch's current NVIDIA GPU, measured there.")
+]
 
 
 @contextmanager
-def measuring(tracker: str | None, key: str | None) -> Iterator[RpcMeasurer | None]:
-    """The measurer of the fleet that was named; None for this machine, where none was.
+def measuring(tracker: str | None, key: str | None, device: str = "cpu") -> Iterator[Measurer | None]:
+    """The measurer of the fleet that was named, or of the GPU; None for this machine's CPU.
 
-    Raises ValueError for half a name, ConnectionError where no device answers.
+    Raises ValueError for half a name, ConnectionError where no device answers, RuntimeError where there is no GPU.
     """
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"--device {device}: there is cpu and cuda")
+    if device == "cuda":
+        if tracker is not None or key is not None:
+            raise ValueError("--device cuda measures on this machine: it takes no --tracker and no --key")
+        from attncc.tuning.cuda_local import CudaMeasurer
+
+        with closing(CudaMeasurer()) as gpu:
+            yield gpu
+        return
     if tracker is None and key is None:
         yield None
         return

@@ -43,7 +43,7 @@ def bench(
     save: Annotated[
         Path | None, typer.Option(help="JSON of the suite, written row by row; rows that it has are not run again.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Picture of the suite's roofline (needs attncc[bench]).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture of the suite's roofline (needs attncc\\[bench]).")] = None,
     markdown: Annotated[Path | None, typer.Option(help="The suite's tables as Markdown.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Short lengths, few turns.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,

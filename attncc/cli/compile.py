@@ -33,7 +33,7 @@ def compile(
 
     The factory is called without arguments and returns (model, inputs) or (model, inputs, keyword inputs). Sizes are
     fixed to those of the inputs unless --dynamic is given; attncc.export in Python takes them one by one. Building
-    needs a linker: binutils, lld, or the ziglang package.
+    needs a linker: binutils or lld; for other architectures pip install 'attncc\\[cross]'.
     """
     import attncc
     from attncc.cli._console import progress, show, show_json

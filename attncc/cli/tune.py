@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "[bold]Examples[/]\n\nattncc tune package.models:factory\n\nattncc tune --suite common --seconds 600\n\n"
     "attncc tune --workload shapes.json --trials 256 --report tuned.html\n\nattncc tune --check\n\n"
+    "attncc tune --suite common --device cuda   [dim]for this machine's NVIDIA GPU[/]\n\n"
     "attncc tune --suite common --tracker 127.0.0.1:9190 --key zen4   [dim]on devices: see attncc device[/]\n\n"
     'shapes.json: [{"heads": 32, "kv_heads": 8, "q_len": 1, "kv_len": 4096, "head_dim": 128}]\n\n'
     "Its fields are batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim, dtype, causal, window, prefix, filled, "
@@ -40,6 +41,7 @@ def tune(
     check: Annotated[
         bool, typer.Option("--check", help="Instead, measure what the records claim again, beside the defaults.")
     ] = False,
+    device: _fleet.DeviceOption = "cpu",
     tracker: _fleet.TrackerOption = None,
     key: _fleet.KeyOption = None,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
@@ -54,7 +56,7 @@ def tune(
     the default or fails.
     """
     if check:
-        with _fleet.measuring(tracker, key) as measurer:
+        with _fleet.measuring(tracker, key, device) as measurer:
             _check(database, measurer, json)
         return
     from attncc.cli._console import show, show_json
@@ -67,7 +69,7 @@ def tune(
         from attncc.tuning.report import require
 
         require()
-    with progress() as say, _fleet.measuring(tracker, key) as measurer:
+    with progress() as say, _fleet.measuring(tracker, key, device) as measurer:
         target, threads = (detect(), None) if measurer is None else (measurer.target, measurer.threads)
         tasks = _tasks(factory, workload, suite, target, threads)
         tuned = tune_tasks(tasks, Budget(trials, seconds), database, measurer, say, seed, neighbours)

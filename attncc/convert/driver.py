@@ -16,8 +16,9 @@ import torch
 from torch import fx
 
 from attncc import ir
-from attncc.bodies import bodies
+from attncc.bands.terms import Band
 from attncc.convert.attention import is_attention
+from attncc.convert.bands import plain
 from attncc.convert.context import (
     LOWERINGS,
     Context,
@@ -29,13 +30,9 @@ from attncc.convert.context import (
     shape_of,
     space,
 )
+from attncc.convert.effects import functional, modes, storages, written
 from attncc.convert.sizes import fix_attention_sizes, hints, sizes_at_hand
 from attncc.symbolic import Dim, dim, equal
-
-_NO_CHANGE = {"aten.detach_.default", "aten.requires_grad_.default", "aten.set_.source_Tensor"}
-"""Operators that PyTorch's schema calls mutable although the elements stay."""
-_MODES = ("grad_enabled", "autocast", "inference_mode", "functorch", "vmap")
-"""Parts of the names of operators that switch how what follows is run."""
 
 
 @dataclass
@@ -58,10 +55,13 @@ class Converted:
     """Where a symbolic size is at hand: as a node that is a SymInt, and as a dimension of an input."""
     fences: tuple[int, ...]
     """Positions at which a mode of PyTorch (gradients, autocast) changes."""
+    bands: Mapping[fx.Node, Band]
+    """The nodes that are attention in another layout than the one they stand in the graph for."""
 
 
 @dataclass
 class _Driver:
+    bands: Mapping[fx.Node, Band]
     context: Context = field(init=False)
     current: dict[fx.Node, str] = field(default_factory=dict)
     stale: dict[fx.Node, tuple[str, str, str]] = field(default_factory=dict)
@@ -92,8 +92,11 @@ class _Driver:
         for number, node in enumerate(gm.graph.nodes):
             self.here = self.positions[node] = number
             self.convert(gm, node)
-        graph = ir.Graph(self.context.nodes, tuple(dict.fromkeys(self.roots)), "convert", hints(gm))
-        return Converted(graph.without_dead(), self.sources, self.positions, sizes_at_hand(gm), tuple(self.fences))
+        gone = frozenset(name for name, source in self.sources.items() if source.expires is not None)
+        graph = ir.Graph(self.context.nodes, tuple(dict.fromkeys(self.roots)), "convert", hints(gm), gone)
+        return Converted(
+            graph.without_dead(), self.sources, self.positions, sizes_at_hand(gm), tuple(self.fences), self.bands
+        )
 
     def convert(self, gm: fx.GraphModule, node: fx.Node) -> None:
         """Convert one node and note what it does to memory."""
@@ -111,7 +114,7 @@ class _Driver:
         self.bind(node, made.name)
         for target in written(node):
             self.write(node, target, made)
-        if any(mode in str(node.target) for mode in _MODES):
+        if modes(node):
             self.fences.append(self.here)
         if self.is_effect(node):
             self.roots.append(made.name)
@@ -155,10 +158,10 @@ class _Driver:
         name = str(node.target)
         before = set(self.context.nodes)
         try:
-            lowering = LOWERINGS.get(_functional(name))
+            lowering = LOWERINGS.get(functional(name))
             if lowering is None:
                 raise Unsupported("")
-            made = lowering(self.context, node)
+            made = plain(self.context, self.bands[node]) if node in self.bands else lowering(self.context, node)
             self.check(node, made, value)
             return made
         except Unsupported as reason:
@@ -236,59 +239,13 @@ def literal(gm: fx.GraphModule | None, node: fx.Node) -> float | int | bool | No
     return number if isinstance(number, float | int) else None
 
 
-def convert(gm: fx.GraphModule) -> Converted:
-    """The IR of a pre-dispatch ATen graph whose nodes carry fake values. Never refuses: what is unknown is Opaque."""
+def convert(gm: fx.GraphModule, bands: Mapping[fx.Node, Band] | None = None) -> Converted:
+    """The IR of a pre-dispatch ATen graph whose nodes carry fake values. Never refuses: what is unknown is Opaque.
+
+    Nodes that were proved to be attention over `bands` of keys are that attention, whatever they are made of.
+    """
     fix_attention_sizes(gm)
-    return _Driver().run(gm)
-
-
-def _functional(name: str) -> str:
-    """The operator without its in-place underscore: `aten.add_.Tensor` → `aten.add.Tensor`."""
-    parts = name.split(".")
-    if len(parts) == 3 and parts[1].endswith("_") and not parts[1].endswith("__") and name not in _NO_CHANGE:
-        if parts[1] == "copy_":
-            return "attncc.copy"
-        parts[1] = parts[1][:-1]
-    return ".".join(parts)
-
-
-def written(node: fx.Node) -> list[fx.Node]:
-    """The tensors that a node changes."""
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
-        return _written_by_bodies(node)
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or str(node.target) in _NO_CHANGE:
-        return []
-    written: list[fx.Node] = []
-    for number, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = node.args[number] if number < len(node.args) else node.kwargs.get(argument.name)
-            written += [n for n in (given if isinstance(given, list | tuple) else [given]) if isinstance(n, fx.Node)]
-    return written
-
-
-def _written_by_bodies(node: fx.Node) -> list[fx.Node]:
-    """All arguments of a higher-order operator, if any of its bodies changes an argument of its own."""
-    owner = node.graph.owning_module
-    for caller, _, body in bodies(owner) if owner is not None else ():
-        if caller is not node:
-            continue
-        given = {key for n in body.graph.find_nodes(op="placeholder") for key in storages(n.meta.get("val"))}
-        if any(key in given for n in body.graph.nodes for w in written(n) for key in storages(w.meta.get("val"))):
-            return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
-    return []
-
-
-def storages(value: Any) -> list[int]:
-    """Keys of the storages that a fake value (or several) lives in."""
-    if isinstance(value, torch.Tensor):
-        try:
-            return [value.untyped_storage()._cdata]
-        except (NotImplementedError, RuntimeError):  # no storage to share: sparse and friends
-            return []
-    if isinstance(value, list | tuple):
-        return [key for v in value for key in storages(v)]
-    return []
+    return _Driver(bands or {}).run(gm)
 
 
 def _copy(c: Context, node: fx.Node) -> ir.Node:

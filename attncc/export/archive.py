@@ -81,7 +81,7 @@ class Manifest:
     abi: int
     """`attncc.runtime.build.ABI`: the argument list of kernels."""
     generators: str
-    """`attncc.runtime.build.code_digest()`: work tables are made when kernels are called, by the same sources."""
+    """`attncc.runtime.build.code_digest("cpu")`: work tables are made when kernels are called, by the same sources."""
     created: str
     """Date and time (UTC), ISO 8601."""
     sites: tuple[dict[str, Any], ...]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from attncc.target import Target
 
@@ -17,6 +18,13 @@ _PLAIN = ("-shared", "-Bsymbolic", "-s")
 """For linkers themselves: a library that finds its own symbols first, without debug information."""
 _DRIVER = ("-shared", "-nostdlib", "-Wl,-Bsymbolic", "-s")
 """The same for compilers that call one. What is linked needs nothing but the libraries that torch has loaded."""
+
+
+class Linker(NamedTuple):
+    """A way to link: what people call it, and the command, options included."""
+
+    name: str
+    command: tuple[str, ...]
 
 
 class NoLinker(RuntimeError):
@@ -31,25 +39,25 @@ def link(objects: Sequence[Path], library: Path, target: Target) -> str:
     if "linux" not in target.triple:
         raise NoLinker(f"attncc.export: artifacts are for Linux, and the target is {target.triple}")
     refused = []
-    for command in _linkers(target):
+    for name, command in _linkers(target):
         arguments = [*command, "-o", str(library), *map(str, objects)]
         try:
             done = subprocess.run(arguments, capture_output=True, text=True, timeout=_SECONDS, errors="replace")
         except (OSError, subprocess.TimeoutExpired) as error:
-            refused.append(f"{Path(command[0]).name}: {error}")
+            refused.append(f"{name}: {error}")
             continue
         if done.returncode == 0 and library.exists():
-            return Path(command[0]).name
-        refused.append(f"{Path(command[0]).name}: {' '.join((done.stderr or done.stdout).split())[-300:]}")
+            return name
+        refused.append(f"{name}: {' '.join((done.stderr or done.stdout).split())[-300:]}")
     tried = f" Tried {'; '.join(refused)}." if refused else ""
     raise NoLinker(
         f"attncc.export: no linker for {target.arch} was found, which building (not loading) an artifact needs.{tried} "
-        f"Install one: binutils{_package(target)}, LLVM's lld, or pip install ziglang"
+        f"Install one: binutils{_package(target)}, LLVM's lld, or pip install 'attncc[cross]', whose zig links for all"
     )
 
 
-def _linkers(target: Target) -> Iterator[tuple[str, ...]]:
-    """Commands to try, arguments included: those for one architecture only where it is the target's."""
+def _linkers(target: Target) -> Iterator[Linker]:
+    """What to try: linkers for one architecture only where it is the target's; zig, which has all, last."""
     prefix = f"{target.arch}-linux-gnu-"
     native = _machine() == target.arch
     candidates = [(f"{prefix}ld", _PLAIN), ("ld.lld", _PLAIN), (f"{prefix}gcc", _DRIVER)]
@@ -58,12 +66,13 @@ def _linkers(target: Target) -> Iterator[tuple[str, ...]]:
     for name, options in candidates:
         found = shutil.which(name)
         if found is not None:
-            yield found, *options
-    zig = (f"{target.arch}-linux-gnu", *_DRIVER)
-    if shutil.which("zig"):
-        yield "zig", "cc", "-target", *zig
+            yield Linker(name, (found, *options))
+    options = ("cc", "-target", f"{target.arch}-linux-gnu", *_DRIVER)
+    zig = shutil.which("zig")
+    if zig is not None:
+        yield Linker("zig", (zig, *options))
     elif importlib.util.find_spec("ziglang") is not None:
-        yield sys.executable, "-m", "ziglang", "cc", "-target", *zig
+        yield Linker("zig", (sys.executable, "-m", "ziglang", *options))
 
 
 def _machine() -> str:

@@ -82,7 +82,7 @@ def _library(manifest: Manifest, libraries: Mapping[str, bytes]) -> tuple[ahead.
 
     if not manifest.libraries:
         return _Empty(), ""
-    if (manifest.abi, manifest.generators) != (build.ABI, build.code_digest()):
+    if (manifest.abi, manifest.generators) != (build.ABI, build.code_digest("cpu")):
         theirs = manifest.versions.get("attncc")
         return None, f"they were made by attncc {theirs} from other sources than this attncc's; export the model again"
     problems = []

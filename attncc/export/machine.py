@@ -31,7 +31,7 @@ def needs(target: Target) -> list[str]:
     implied = implied_features(target) & _IMPLIED.get(target.arch, {}).keys()
     if target == detect():
         implied &= _present(target.arch)  # a virtual machine may hide what its CPU's name implies
-    return sorted(target.features | implied)
+    return sorted(target.features | implied | _length(target))
 
 
 def missing(arch: str, needed: Collection[str]) -> list[str]:
@@ -39,7 +39,7 @@ def missing(arch: str, needed: Collection[str]) -> list[str]:
     host = host_without_llvm()
     if host.arch != arch:
         return [arch]
-    present = host.features | _present(arch)
+    present = host.features | _present(arch) | _length(host)
     return sorted(name for name in needed if name not in present)
 
 
@@ -47,6 +47,11 @@ def describe() -> str:
     """This machine, for messages about what it lacks."""
     host = host_without_llvm()
     return f"{host.arch} with {' '.join(sorted(host.features)) or 'no vector extensions'}"
+
+
+def _length(target: Target) -> frozenset[str]:
+    """The length of SVE's vectors, where kernels use them, as if it were a feature."""
+    return frozenset({f"sve-of-{target.sve_bits}-bits"} if target.sve_bits else ())
 
 
 def _present(arch: str) -> frozenset[str]:

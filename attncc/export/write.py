@@ -92,7 +92,7 @@ def export(
     nor a compiler.
 
     `target` is the CPU that kernels are compiled for, or several, best first ("native" is this one; names are LLVM's:
-    "x86-64-v3", "znver4"). Building needs a linker (binutils, lld or the ziglang package). `strict` and `verify` are
+    "x86-64-v3", "znver4"). Building needs a linker (binutils, lld or `attncc[cross]`). `strict` and `verify` are
     those of `attncc.compile`; `say` hears what is being done.
 
     Raises ValueError for a model in training mode or with autocast inside, UnfusedAttention under `strict`, NoLinker,
@@ -124,7 +124,7 @@ def export(
         manifest = archive.Manifest(
             versions={name: _version(name) for name in PACKAGES},
             abi=build.ABI,
-            generators=build.code_digest(),
+            generators=build.code_digest("cpu"),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             sites=tuple(site.to_dict() for site in captured.sites),
             guards=captured.guards,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from attncc.runtime import cache as disk
 from attncc.runtime import launcher, native, stats
 from attncc.spec import AttentionSpec
-from attncc.target import Target
+from attncc.target import KINDS, Target
 
 if TYPE_CHECKING:
     from attncc.schedules.family import Family
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ABI = 1
 """Version of the kernels' argument list; part of every cache key."""
 ENTRY = "attention"
+_PACKAGE = Path(__file__).parent.parent
 _CAPACITY = 64
 """Kernels held in memory, some 3 MB each; the least recently planned goes, and comes back from disk."""
 
@@ -108,14 +109,9 @@ def forget() -> None:
 
 def compile_llvm(spec: AttentionSpec, target: Target, family: Family, decisions: Mapping[str, int]) -> bytes:
     """LLVM IR of the kernel, compiled anew; for any target that LLVM knows, not only this host."""
-    from attncc._tvm import Target as TvmTarget
-    from attncc._tvm import compile_module
+    from attncc._tvm import llvm_text
 
-    module = family.module(spec, target, decisions)
-    options = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.mcpu, "mattr": list(target.mattr)}
-    built = compile_module(module, TvmTarget(options))
-    text: str = built.mod.inspect_source("ll")
-    return text.encode()
+    return llvm_text(family.module(spec, target, decisions), target).encode()
 
 
 def llvm(spec: AttentionSpec, target: Target, family: Family, decisions: Mapping[str, int]) -> bytes:
@@ -137,22 +133,28 @@ def cache_key(spec: AttentionSpec, target: Target, family: Family, decisions: Ma
         "target": target.key,
         "family": family.name,
         "decisions": dict(sorted(decisions.items())),
-        "generators": code_digest(),
+        "generators": code_digest(target.kind),
         "versions": {name: version(name) for name in ("attncc", "apache-tvm", "apache-tvm-ffi")},
     }
 
 
 @cache
-def code_digest() -> str:
-    """SHA-256 over the sources that generate kernels: an edited schedule never meets a kernel of its older self."""
-    package = Path(__file__).parent.parent
-    sources = [package / "expr.py", package / "spec.py", package / "_tvm.py"]
-    for folder in ("algorithm", "schedules"):
-        sources += sorted((package / folder).rglob("*.py"))
+def code_digest(kind: str) -> str:
+    """SHA-256 over `generators(kind)`: an edited schedule never meets a kernel of its older self."""
     digest = hashlib.sha256()
-    for source in filter(Path.is_file, sources):
-        digest.update(source.relative_to(package).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
+    for source in generators(kind):
+        name = source.relative_to(_PACKAGE).as_posix()
+        digest.update(name.encode() + b"\0" + source.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def generators(kind: str) -> list[Path]:
+    """The sources that generate kernels for targets of that kind; those of other kinds may change without effect."""
+    sources = [_PACKAGE / "expr.py", _PACKAGE / "spec.py", _PACKAGE / "_tvm.py"]
+    for folder in ("algorithm", "schedules"):
+        sources += sorted((_PACKAGE / folder).rglob("*.py"))
+    others = [_PACKAGE / "schedules" / other for other in KINDS if other != kind]
+    return [each for each in sources if each.is_file() and not any(each.is_relative_to(other) for other in others)]
 
 
 def _load_or_compile(

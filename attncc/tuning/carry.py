@@ -12,6 +12,7 @@ from attncc.tuning.paired import Paired
 from attncc.tuning.record import Record
 from attncc.tuning.search import Search
 from attncc.tuning.task import Task
+from attncc.tuning.versions import Versions
 
 
 def carried(state: Search, measurer: Measurer, database: Database) -> list[Record]:
@@ -37,6 +38,7 @@ def carried(state: Search, measurer: Measurer, database: Database) -> list[Recor
                 spec=task.spec.json, family=task.family, decisions=candidates[1].decisions, problem=task.problem,
                 target=task.target, **asdict(Paired.of(own, default)), default_family=task.family,
                 default_decisions=dict(task.default.decisions), trials=1,
+                versions=Versions.current(task.target),
                 sdpa_seconds=None if compared.sdpa is None else compared.sdpa.seconds,
             )
         )  # fmt: skip

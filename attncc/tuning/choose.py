@@ -169,7 +169,7 @@ def _verdict(records: Sequence[Record], source: Source, target: Target, distance
 def _excess(record: Record, target: Target, distance: int) -> float:
     """By how much a record's gain is larger than what is asked of it here."""
     asked = max(LEAST_GAIN, record.spread or 0.0) + NEXT_BUCKET * distance
-    if record.versions.generators != Versions.current().generators:
+    if record.versions.generators != Versions.current(target).generators:
         asked += OTHER_SOURCES
     if machine(record.target) != machine(target):
         asked += OTHER_MACHINE

@@ -39,7 +39,7 @@ class Description:
 
         import torch
 
-        return cls(target, torch.get_num_threads(), Versions.current(), fields.line_of(platform.node()))
+        return cls(target, torch.get_num_threads(), Versions.current(target), fields.line_of(platform.node()))
 
     @property
     def data(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Description:
 
     def refusal(self, target: Target) -> str | None:
         """Why kernels that are built here for `target` are not measured on this device, or None if they are."""
-        here = Versions.current()
+        here = Versions.current(target)
         if self.versions != here:
             ours, theirs = asdict(here), asdict(self.versions)
             name = next(name for name in ours if ours[name] != theirs[name])

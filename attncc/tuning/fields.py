@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from attncc.schedules import Problem
-from attncc.target import Target
+from attncc.target import SVE_BITS, Target
 from attncc.tuning.bucket import Bucket
 from attncc.tuning.versions import Versions
 
@@ -134,7 +134,10 @@ def target_of(data: Mapping[str, Any]) -> Target:
         raise ValueError(f"target: features {_shown(features)} is not a list of names")
     texts: dict[str, Any] = {name: text_of(data, name) for name in ("kind", "mcpu", "triple")}
     sizes: dict[str, Any] = {name: integer_of(data, name, 0) for name in ("cores", "l1", "l2", "l3")}
-    return Target(**texts, features=frozenset(features), **sizes)
+    length = data.get("sve_bits", 0)
+    if length not in (0, *SVE_BITS):
+        raise ValueError(f"target: sve_bits={_shown(length)} is none of 0, {', '.join(map(str, SVE_BITS))}")
+    return Target(**texts, features=frozenset(features), **sizes, sve_bits=length)
 
 
 def versions_of(data: Mapping[str, Any]) -> Versions:

@@ -101,6 +101,18 @@ def _use(record: Record, target: Target) -> str:
         return "not compared with the default"
     if not record.wins:
         return "nothing beat the default"
+    target = (_gpu() if record.target.kind == "cuda" else None) or target
     if reason := record.misfit(target):
         return reason
     return "used" if machine(record.target) == machine(target) else "used where no nearer record is"
+
+
+def _gpu() -> Target | None:
+    """Torch's current GPU, where there is one that kernels are made for."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    from attncc.runtime.cuda import devices
+
+    return devices.target(torch.cuda.current_device())

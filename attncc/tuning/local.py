@@ -6,8 +6,10 @@ Phases alternate, so that nothing is compiled while something is timed.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +19,7 @@ from attncc.tuning.measure import Candidate, Comparison, Outcome
 from attncc.tuning.processes import Builders, Failure, Runner
 from attncc.tuning.task import Task
 
+T = TypeVar("T")
 PATIENCE = 30.0
 """Seconds after which a candidate that is being built or run counts as hanging."""
 MANY_CALLS = 50
@@ -27,6 +30,9 @@ COMPARED = 8.0
 
 class LocalMeasurer:
     """A `Measurer` on this machine's CPU. Raises ImportError, naming the extra, where workers cannot be started."""
+
+    steps: ModuleType = worker
+    """The module of the functions that processes are sent: `compiled`, `measure`, `compare`."""
 
     def __init__(self, patience: float = PATIENCE, builders: int | None = None) -> None:
         """`patience` is how long a candidate may take, in seconds; `builders` the number of processes that build."""
@@ -67,7 +73,7 @@ class LocalMeasurer:
         if isinstance(default, Failure) or failures:
             return Comparison(tuple(Outcome.failed([*failures, str(default)][0]) for _ in candidates))
         first = (dict(task.default.decisions), default)
-        found = self._runner.call(worker.compare, job, first, built, turns, patience=COMPARED * self._patience)
+        found = self._run(self.steps.compare, job, first, built, turns, patience=COMPARED * self._patience)
         if isinstance(found, Failure):
             return Comparison(tuple(Outcome.failed(found) for _ in candidates))
         outcomes = tuple(Outcome.of(found[str(number)]) for number in range(len(candidates)))
@@ -75,7 +81,7 @@ class LocalMeasurer:
         return Comparison(outcomes, Outcome.of(found["sdpa"]) if "sdpa" in found else None)
 
     def text(self, candidate: Candidate) -> bytes | None:
-        """The LLVM IR of a candidate of the task measured last, so that it need not be built again."""
+        """The code of a candidate of the task measured last, so that it need not be built again."""
         found = self._built.get(candidate)
         return None if isinstance(found, Failure) else found
 
@@ -103,8 +109,12 @@ class LocalMeasurer:
 
     def _build(self, job: worker.Job, candidates: Sequence[Candidate]) -> None:
         missing = [candidate for candidate in dict.fromkeys(candidates) if candidate not in self._built]
-        texts = self._builders.map(worker.compiled, [(job, dict(candidate.decisions)) for candidate in missing])
+        texts = self._builders.map(self.steps.compiled, [(job, dict(candidate.decisions)) for candidate in missing])
         self._built.update(zip(missing, texts, strict=True))
+
+    def _run(self, function: Callable[..., T], *args: Any, patience: float) -> T | Failure:
+        """What the process that runs kernels makes of a call."""
+        return self._runner.call(function, *args, patience=patience)
 
     def _measured(self, job: worker.Job, default: Candidate, candidate: Candidate) -> Outcome:
         base, text = self._built[default], self._built[candidate]
@@ -114,5 +124,5 @@ class LocalMeasurer:
             return Outcome.failed(f"the default could not be built: {base}")
         first, built = (dict(default.decisions), base), (dict(candidate.decisions), text)
         patience = max(self._patience, MANY_CALLS * self._usual.get(job.sample, 0.0))
-        turns = self._runner.call(worker.measure, job, first, built, patience=patience)
+        turns = self._run(self.steps.measure, job, first, built, patience=patience)
         return Outcome.failed(turns) if isinstance(turns, Failure) else Outcome.of(turns)

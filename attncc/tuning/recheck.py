@@ -91,7 +91,7 @@ def _claims(database: Database, here: Target) -> list[list[Record]]:
     groups: dict[tuple[str, Bucket], dict[object, Record]] = {}
     files = [database, *(source.database for source in shipped())]
     for record in winners(record for file in files for record in file.records()):
-        renewed = replace(record, versions=Versions.current(), target=here)
+        renewed = replace(record, versions=Versions.current(here), target=here)
         if record.target.kind == here.kind and record.target.arch == here.arch and renewed.fits(here):
             group = groups.setdefault((record.spec, record.bucket), {})
             group.setdefault(renewed.candidate, record)
@@ -116,6 +116,7 @@ def _verdict(record: Record, here: Target, measurer: Measurer, turns: int) -> Ve
     known: dict[str, Any] = {
         "spec": record.spec, "family": record.family, "decisions": record.decisions, "problem": record.problem,
         "target": here, "trials": record.trials, "default_family": family.name, "default_decisions": default,
+        "versions": Versions.current(here),
     }  # fmt: skip
     try:
         ((_, outcome),) = measurer.measure(task, [candidate])  # checks its results, too

@@ -58,7 +58,7 @@ class Record:
     """PyTorch's SDPA in the same turns, where it computes this attention."""
     trials: int = 0
     """Candidates of this task measured so far, this one included."""
-    versions: Versions = field(default_factory=Versions.current)
+    versions: Versions
     date: str = field(default_factory=_now)
     """ISO 8601, UTC."""
 
@@ -156,7 +156,7 @@ def family_named(name: str, target: Target) -> Family | None:
 
 
 def outside(decisions: Mapping[str, int], family: Family, spec: AttentionSpec, target: Target) -> str | None:
-    """Which decision is not in the family's space, or None where all of them are."""
+    """Which decision is not in the family's space, or why they do not go together; None where all is well."""
     space = family.space(spec, target)
     if decisions.keys() != space.keys():
         return f"{family.name} decides {', '.join(sorted(space))}; this has {', '.join(sorted(decisions))}"
@@ -164,4 +164,5 @@ def outside(decisions: Mapping[str, int], family: Family, spec: AttentionSpec, t
         # `in` alone would take True for 1 and 8.0 for 8.
         if type(value) is not int or value not in space[name]:
             return f"{family.name}: {name}={value!r} is not one of {', '.join(map(str, space[name]))}"
-    return None
+    reason = family.unfit(spec, target, decisions)
+    return reason and f"{family.name} with {' '.join(f'{n}={v}' for n, v in decisions.items())}: {reason}"

@@ -80,6 +80,27 @@ def operands_of(spec: AttentionSpec, problem: Problem, sample: Sample, seed: int
     return q, k, v, list(sample.extras), sample.scalars, sample.integers
 
 
+def placed(operands: Operands, device: torch.device) -> Operands:
+    """The same operands in memory of a device, with the strides that they have."""
+    q, k, v, extras, scalars, integers = operands
+    return (
+        _placed(q, device),
+        _placed(k, device),
+        _placed(v, device),
+        [_placed(t, device) for t in extras],
+        scalars,
+        integers,
+    )
+
+
+def _placed(tensor: Tensor, device: torch.device) -> Tensor:
+    if not tensor.numel():
+        return tensor.to(device)
+    reach = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    flat = tensor.as_strided((reach,), (1,)).to(device, copy=True)
+    return flat.as_strided(tensor.shape, tensor.stride())
+
+
 def sizes(spec: AttentionSpec, problem: Problem) -> tuple[tuple[int, int, int, int], ...]:
     """Shapes of q, k and v."""
     batch, heads, groups = problem.batch, problem.heads, problem.heads // spec.group

@@ -18,10 +18,11 @@ MOST_ELEMENTS = 1 << 27
 """Of a mask that is written out, as SDPA wants it."""
 
 
-def sdpa(spec: AttentionSpec, operands: Operands) -> Callable[[], Tensor] | None:
+def sdpa(spec: AttentionSpec, operands: Operands, twins: Operands | None = None) -> Callable[[], Tensor] | None:
     """A call of SDPA that computes the attention of `spec` for these operands; None where there is none.
 
     What the spec says by expressions is worked out beforehand: a scale as a number, masks and biases as one tensor.
+    It is called on `twins` where given: the same on another device.
     """
     plain = spec.element == DOT and spec.bilinear is None and not spec.quantized and spec.sink is None
     if not plain or spec.normalizer != "softmax" or spec.outputs != ("out",) or spec.empty_row != "zero":
@@ -42,6 +43,9 @@ def sdpa(spec: AttentionSpec, operands: Operands) -> Callable[[], Tensor] | None
         options["is_causal"] = True
     elif keep is not None or bias is not None:
         options["attn_mask"] = _mask(spec, keep, bias, q.dtype)
+    q, k, v = (twins or operands)[:3]
+    if "attn_mask" in options:
+        options["attn_mask"] = options["attn_mask"].to(q.device)
     return lambda: scaled_dot_product_attention(q, k, v, **options)
 
 

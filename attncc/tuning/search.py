@@ -149,7 +149,7 @@ def latest_of(task: Task, records: Iterable[Record]) -> dict[Candidate, Outcome]
 
 def _of(task: Task, records: Iterable[Record]) -> Iterator[Record]:
     """Records of this very task: attention, family, sizes, machine and versions."""
-    versions = Versions.current()
+    versions = Versions.current(task.target)
     for record in records:
         same = record.spec == task.spec.json and record.family == task.family and record.problem == task.problem
         if same and machine(record.target) == machine(task.target) and record.versions == versions:
@@ -174,7 +174,7 @@ def _trial_record(state: Search, trial: Trial) -> Record:
         spec=task.spec.json, family=task.family, decisions=dict(trial.candidate.decisions), problem=task.problem,
         target=task.target, status="ok" if outcome.seconds is not None else "failed", failure=outcome.failure,
         seconds=outcome.seconds, spread=outcome.spread / outcome.seconds if outcome.seconds else None,
-        trials=len(state.trials),
+        trials=len(state.trials), versions=Versions.current(task.target),
     )  # fmt: skip
 
 
@@ -233,4 +233,5 @@ def _final_record(state: Search, candidate: Candidate, outcome: Outcome) -> Reco
         default_decisions=dict(task.default.decisions),
         sdpa_seconds=state.sdpa.seconds if state.sdpa is not None else None,
         trials=len(state.trials),
+        versions=Versions.current(task.target),
     )

@@ -1,9 +1,11 @@
-"""Who proposes candidates: all of a small space, or MetaSchedule's evolutionary search through a large one."""
+"""Who proposes candidates: all of a small space; through a large one, MetaSchedule's evolutionary search, or for a
+GPU's kernels Optuna's.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from attncc.tuning.measure import Candidate, Outcome
@@ -29,8 +31,7 @@ class Searcher(Protocol):
 class Everything:
     """All points of a space, those that differ from the default in fewest decisions first."""
 
-    def __init__(self, space: Mapping[str, tuple[int, ...]], default: Candidate) -> None:
-        points = [Candidate(dict(zip(space, values, strict=True))) for values in itertools.product(*space.values())]
+    def __init__(self, points: Iterable[Candidate], default: Candidate) -> None:
         self._left = dict.fromkeys(sorted(points, key=lambda point: _differences(point, default)))
 
     def propose(self, count: int) -> list[Candidate]:
@@ -48,7 +49,11 @@ class Everything:
 def searcher_for(task: Task, trials: int, seed: int) -> Searcher:
     """The searcher of a task that is given `trials`."""
     if task.points <= trials:
-        return Everything(task.space, task.default)
+        return Everything(task.candidates(), task.default)
+    if task.target.kind == "cuda":  # most points do not go together, which MetaSchedule cannot be told
+        from attncc.tuning.tpe import Tpe
+
+        return Tpe(task.space, task.default, task.candidates(), seed)
     from attncc.tuning.evolution import Evolution
 
     return Evolution(task.space, task.default, seed)

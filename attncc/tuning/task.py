@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
+from itertools import product
 
 from attncc.schedules import Family, Problem
 from attncc.spec import AttentionSpec
@@ -67,10 +67,17 @@ class Task:
         """What the family's decisions may be."""
         return self.schedules.space(self.spec, self.target)
 
-    @property
+    @cached_property
     def points(self) -> int:
         """How many candidates there are."""
-        return prod(len(values) for values in self.space.values())
+        return sum(1 for _ in self.candidates())
+
+    def candidates(self) -> Iterator[Candidate]:
+        """All of them: the points of the space whose decisions go together."""
+        for values in product(*self.space.values()):
+            decisions = dict(zip(self.space, values, strict=True))
+            if self.schedules.unfit(self.spec, self.target, decisions) is None:
+                yield Candidate(decisions)
 
     @cached_property
     def default(self) -> Candidate:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from attncc.tuning.oracle import Oracle
 from attncc.tuning.sample import Sample, operands_of
 from attncc.tuning.sdpa import sdpa
 
+B = TypeVar("B")
+"""What a job is measured with."""
 TURNS, SECONDS = 5, 0.02
 """Of a trial: enough to rank candidates. Who wins is decided by `compare`."""
 HOPELESS = 1.5
@@ -135,25 +138,31 @@ class _Bench:
 
 
 def _bench(job: Job, default: Built) -> _Bench:
+    return held(_Bench, job, default)
+
+
+def held(make: Callable[[Job, Built], B], job: Job, default: Built) -> B:
+    """What a job is measured with, made once. A process keeps that of one task: operands may be large."""
     key = repr(job)
     if key not in _held:
-        _held.clear()  # one task at a time: operands may be large
-        _held[key] = _Bench(job, default)
-    return _held[key]
+        _held.clear()
+        _held[key] = make(job, default)
+    bench: B = _held[key]
+    return bench
 
 
-_held: dict[str, _Bench] = {}
+_held: dict[str, Any] = {}
 
 
 def _poisoned(plan: KernelPlan, operands: Operands) -> Sequence[Tensor]:
     """The outputs of a call whose output and workspaces held NaN before."""
     scratch.forget()
-    with _nan_filled():
+    with nan_filled():
         return plan.run(operands)
 
 
 @contextmanager
-def _nan_filled() -> Iterator[None]:
+def nan_filled() -> Iterator[None]:
     """New tensors hold NaN until they are written, which torch does on its way to being deterministic."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

@@ -20,7 +20,7 @@ from attncc.bench.cases import Case
 from attncc.runtime import dispatch
 from attncc.runtime.operands import Operands
 from attncc.runtime.plan import KernelPlan, Plan
-from attncc.schedules import Problem
+from attncc.schedules import Family, Problem
 from attncc.spec import AttentionSpec
 from attncc.target import Target
 from attncc.tuning.sample import Sample, sample_of
@@ -87,6 +87,11 @@ def of_model(
     """
     import attncc
 
+    if any(isinstance(value, Tensor) and value.is_cuda for value in (*args, *kwargs.values())):
+        raise ValueError(
+            "calls are recorded on the CPU, and these inputs are on a GPU: leave model and inputs on the CPU, and "
+            "--device cuda tunes for the GPU what they mean"
+        )
     compiled = attncc.compile(model)
     with recorded(threads) as calls, torch.no_grad():
         compiled(*args, **kwargs)
@@ -139,9 +144,20 @@ def tasks_of(calls: Sequence[Call], target: Target, label: str = "") -> list[Tas
     """The tasks of recorded calls: those that a kernel family with something to decide runs."""
     found = []
     for call in calls:
-        family = schedules.select(call.spec, call.problem, target)
-        found.append(Task(call.spec, family.name, call.problem, target, max(call.count, 1), label, call.sample))
+        answered = _answered(call, target)
+        if answered is not None:
+            spec, family, problem, sample = answered
+            found.append(Task(spec, family.name, problem, target, max(call.count, 1), label, sample))
     return distinct(task for task in found if task.points > 1)
+
+
+def _answered(call: Call, target: Target) -> tuple[AttentionSpec, Family, Problem, Sample] | None:
+    """Spec and family of the kernel that answers a call there, its sizes and operands; None where PyTorch does."""
+    if target.kind == "cuda":
+        from attncc.tuning.cuda_calls import on_gpu
+
+        return on_gpu(call.spec, call.problem, call.sample, target)
+    return call.spec, schedules.select(call.spec, call.problem, target), call.problem, call.sample
 
 
 class _Counted(Plan):

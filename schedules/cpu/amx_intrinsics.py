@@ -1,8 +1,8 @@
 """Tensor intrinsics on Intel's tile registers (AMX), and the LLVM IR behind them.
 
 A tile register holds 16 rows of 64 bytes, and `tdpbf16ps` multiplies three of them: c[i, l] += a[i, 2 d + p]
-b[d, l, p] over 16 rows i, 16 lanes l and 16 pairs d of bfloat16. Of the eight registers four hold sums, two by two, so
-that each operand that is loaded is multiplied twice.
+b[d, l, p] over 16 rows i, 16 lanes l and 16 pairs d of bfloat16; `tdpfp16ps` the same of float16. Of the eight
+registers four hold sums, two by two, so that each operand that is loaded is multiplied twice.
 
 The registers are named in the code, not allocated by LLVM, and configured once for a tile of queries (`BEGIN`, `END`).
 """
@@ -14,7 +14,7 @@ from functools import cache
 
 from attncc._tvm import Buffer, IRBuilder, PrimFunc, T, TensorIntrin, Var, tirx
 from attncc.algorithm.blocks import stage, store
-from attncc.algorithm.storage import pack, unpack
+from attncc.algorithm.storage import pack, storage_dtype, unpack
 
 ROWS, LANES = 32, 32
 """Rows and lanes of a product: two registers each."""
@@ -89,12 +89,20 @@ end:
 """
 
 
-def llvm_text() -> str:
-    """The functions that the intrinsics call."""
-    return _CONFIGURE + _PRODUCT + _turn_text()
+_INSTRUCTIONS = {"bfloat16": "tdpbf16ps", "float16": "tdpfp16ps"}
 
 
-def _turn_text() -> str:
+def llvm_text(dtype: str) -> str:
+    """The functions that the intrinsics call, for products of `dtype`: bfloat16 or float16."""
+    return _CONFIGURE + _PRODUCT.replace("tdpbf16ps", _INSTRUCTIONS[dtype]) + turn_text()
+
+
+def _number(source: str) -> str:
+    """The dtype of those numbers."""
+    return "float16" if source == "float16" else "bfloat16"
+
+
+def turn_text() -> str:
     """attncc_amx_turn: 32 rows of 16 numbers of 16 bits become 16 rows of 32.
 
     Rows are taken in pairs, number by number, which leaves 16 rows of 16 numbers of 32 bits; those are turned in four
@@ -106,15 +114,15 @@ def _turn_text() -> str:
         lines.append(f"  %at{n} = mul i64 %s.row, {n}")
         lines.append(f"  %from{n} = getelementptr i8, ptr %s, i64 %at{n}")
         lines.append(f"  %r{n} = load {row}, ptr %from{n}, align 2")
-    in_turn = _mask(lane + COLUMNS * half for lane in range(COLUMNS) for half in range(2))
+    in_turn = mask(lane + COLUMNS * half for lane in range(COLUMNS) for half in range(2))
     for n in range(16):
         lines.append(f"  %pairs{n} = shufflevector {row} %r{2 * n}, {row} %r{2 * n + 1}, <{KEYS} x i32> {in_turn}")
         lines.append(f"  %v{n}.0 = bitcast <{KEYS} x i16> %pairs{n} to {wide}")
     for before, apart in enumerate((1, 2, 4, 8)):
         for n in range(16):
             first, second = f"%v{n & ~apart}.{before}", f"%v{n | apart}.{before}"
-            mask = _mask((n & apart) + (lane if lane & apart == 0 else 16 + lane - apart) for lane in range(16))
-            lines.append(f"  %v{n}.{before + 1} = shufflevector {wide} {first}, {wide} {second}, <16 x i32> {mask}")
+            chosen = mask((n & apart) + (lane if lane & apart == 0 else 16 + lane - apart) for lane in range(16))
+            lines.append(f"  %v{n}.{before + 1} = shufflevector {wide} {first}, {wide} {second}, <16 x i32> {chosen}")
     for n in range(16):
         lines.append(f"  %below{n} = mul i64 %d.row, {n}")
         lines.append(f"  %to{n} = getelementptr i8, ptr %d, i64 %below{n}")
@@ -128,7 +136,8 @@ define i32 @attncc_amx_turn(ptr %d, i64 %d.row, ptr %s, i64 %s.row) alwaysinline
 """
 
 
-def _mask(chosen: Iterable[int]) -> str:
+def mask(chosen: Iterable[int]) -> str:
+    """Of a shufflevector, without its type: the lanes that are taken, in order."""
     return f"<{', '.join(f'i32 {lane}' for lane in chosen)}>"
 
 
@@ -136,13 +145,14 @@ def _mask(chosen: Iterable[int]) -> str:
 def product(source: str, terms: int) -> str:
     """Name of the intrinsic c[i, l] = sum over d of b[d / 2, l, d % 2] * a[i, d], of `terms` terms.
 
-    a is of dtype `source`: a tile (uint16) or an argument (bfloat16). c is float32 in memory.
+    a is of dtype `source`: of bfloat16 a tile (uint16) or an argument, or float16. c is float32 in memory.
     """
+    number = _number(source)
 
     def declare() -> dict[str, Buffer]:
         return {
             "a": _declare("a", (ROWS, terms), source, [Var("a_row", "int32"), 1]),
-            "b": _declare("b", (terms // 2, LANES, 2), "uint16", [Var("b_row", "int32"), 2, 1]),
+            "b": _declare("b", (terms // 2, LANES, 2), storage_dtype(source), [Var("b_row", "int32"), 2, 1]),
             "c": _declare("c", (ROWS, LANES), "float32", [Var("c_row", "int32"), 1]),
         }
 
@@ -153,8 +163,8 @@ def product(source: str, terms: int) -> str:
             with T.init():
                 store(c, [i, lane], tirx.const(0.0, "float32"))
             value = a[i, d]
-            bits = pack("bfloat16", value) if source == "bfloat16" else value
-            term = unpack("bfloat16", "float32", b[d // 2, lane, d % 2]) * unpack("bfloat16", "float32", bits)
+            bits = pack(number, value) if source == number else value
+            term = unpack(number, "float32", b[d // 2, lane, d % 2]) * unpack(number, "float32", bits)
             store(c, [i, lane], c[i, lane] + term)
 
     def implement(a: Buffer, b: Buffer, c: Buffer) -> None:
@@ -170,12 +180,12 @@ def turn(source: str) -> str:
     def declare() -> dict[str, Buffer]:
         return {
             "s": _declare("s", (KEYS, COLUMNS), source, [Var("s_row", "int32"), 1]),
-            "d": _declare("d", (COLUMNS, KEYS), "uint16", [Var("d_row", "int32"), 1]),
+            "d": _declare("d", (COLUMNS, KEYS), storage_dtype(source), [Var("d_row", "int32"), 1]),
         }
 
     def describe(s: Buffer, d: Buffer) -> None:
         with stage("turn", "SS", n=KEYS, e=COLUMNS) as (n, e):
-            store(d, [e, n], s[n, e] if source == "uint16" else pack("bfloat16", s[n, e]))
+            store(d, [e, n], s[n, e] if source == "uint16" else pack(source, s[n, e]))
 
     def implement(s: Buffer, d: Buffer) -> None:
         _call("attncc_amx_turn", *_place(d, 2), *_place(s, 2))

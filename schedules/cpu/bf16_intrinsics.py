@@ -16,7 +16,7 @@ from functools import cache
 
 from attncc._tvm import Buffer, IRBuilder, PrimFunc, T, TensorIntrin, Var, tirx
 from attncc.algorithm.blocks import stage, store
-from attncc.algorithm.storage import pack, unpack
+from attncc.algorithm.storage import pack, storage_dtype, unpack
 
 _DOTS = {16: "llvm.x86.avx512bf16.dpbf16ps.512", 4: "llvm.aarch64.neon.bfdot.v4f32.v8bf16"}
 """LLVM's name of the instruction, by lanes."""
@@ -48,6 +48,15 @@ _BOTH = {
 }
 """Two vectors rounded, one after the other, by lanes."""
 
+_ROUND_HALF = """
+define <@PAIRS@ x half> @attncc_round_fp16(<@LANES@ x float> %s0, <@LANES@ x float> %s1) alwaysinline {
+  %all = shufflevector <@LANES@ x float> %s0, <@LANES@ x float> %s1, <@PAIRS@ x i32> <@MASK@>
+  %pairs = fptrunc <@PAIRS@ x float> %all to <@PAIRS@ x half>
+  ret <@PAIRS@ x half> %pairs
+}
+"""
+"""The same for float16."""
+
 _DECLARED = {16: "declare <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float>, <16 x float>)", 4: ""}
 
 _PAIR = """
@@ -63,6 +72,11 @@ def llvm_text(lanes: int, pair_lanes: int) -> str:
     texts = [_DECLARED[lanes], _DOT.replace("@DOT@", _DOTS[lanes]), _ROUND.replace("@BOTH@", _BOTH[lanes])]
     pairs = [_sized(_PAIR, n) for n in sorted({lanes, pair_lanes})]
     return "".join([*(_sized(text, lanes) for text in texts), *pairs])
+
+
+def half_text(lanes: int, pair_lanes: int) -> str:
+    """The functions that `pair` and `round_pairs` call for float16."""
+    return _sized(_ROUND_HALF, lanes) + "".join(_sized(_PAIR, n) for n in sorted({lanes, pair_lanes}))
 
 
 def _sized(text: str, lanes: int) -> str:
@@ -119,42 +133,47 @@ def dot(source: str, lanes: int) -> str:
 
 
 @cache
-def round_pairs(lanes: int) -> str:
-    """Name of the intrinsic d[l, p] = bfloat16(s[p, l]) over `lanes` lanes l and a pair of rows p of float32."""
-    source = Operand((2, lanes), "float32", "local")
-    return _interleave(f"attncc.round_bf16_{lanes}", "attncc_round_bf16", source)
+def round_pairs(lanes: int, dtype: str = "bfloat16") -> str:
+    """Name of the intrinsic d[l, p] = s[p, l], rounded to `dtype`, over `lanes` lanes l and a pair of rows p of
+    float32."""
+    source, short = Operand((2, lanes), "float32", "local"), {"bfloat16": "bf16", "float16": "fp16"}[dtype]
+    return _interleave(f"attncc.round_{short}_{lanes}", f"attncc_round_{short}", source, dtype)
 
 
 @cache
 def pair(source: str, lanes: int) -> str:
     """Name of the intrinsic d[l, p] = s[p, l], over `lanes` lanes l and a pair of rows p.
 
-    The rows are of dtype `source`: a tile (uint16) or an argument (bfloat16).
+    The rows are of dtype `source`: of bfloat16 a tile (uint16) or an argument, or float16.
     """
-    return _interleave(f"attncc.pair_{source}_{lanes}", f"attncc_pair_{lanes}", Operand((2, lanes), source))
+    number = "float16" if source == "float16" else "bfloat16"
+    return _interleave(f"attncc.pair_{source}_{lanes}", f"attncc_pair_{lanes}", Operand((2, lanes), source), number)
 
 
-def _interleave(name: str, function: str, source: Operand) -> str:
-    lanes = source.shape[1]
-    operands = {"s": source, "d": Operand((lanes, 2), "uint16")}
+def _interleave(name: str, function: str, source: Operand, dtype: str) -> str:
+    """The intrinsic of that name, into pairs of `dtype` as a tile holds them."""
+    lanes, held = source.shape[1], storage_dtype(dtype)
+    operands = {"s": source, "d": Operand((lanes, 2), held)}
 
     def describe(s: Buffer, d: Buffer) -> None:
         with stage("interleave", "SS", p=2, l=lanes) as (p, lane):
-            store(d, [lane, p], s[p, lane] if source.dtype == "uint16" else pack("bfloat16", s[p, lane]))
+            store(d, [lane, p], s[p, lane] if source.dtype == "uint16" else pack(dtype, s[p, lane]))
 
     def implement(s: Buffer, d: Buffer) -> None:
         rows = [_bits(s, [p, 0], lanes) for p in range(2)]
-        pairs = T.call_extern(f"uint16x{2 * lanes}", function, *rows)
-        store(d, [0, T.ramp(0, 1, 2 * lanes)], pairs)
+        result = held if source.dtype == "float32" else "uint16"
+        pairs = T.call_extern(f"{result}x{2 * lanes}", function, *rows)
+        same = pairs if result == held else T.reinterpret(f"{held}x{2 * lanes}", pairs)
+        store(d, [0, T.ramp(0, 1, 2 * lanes)], same)
 
     return _register(name, operands, "s", "d", describe, implement)
 
 
 def _bits(buffer: Buffer, first: list[int], lanes: int) -> tirx.Expr:
-    """Neighbouring elements of a buffer; bfloat16 as it lies in memory."""
+    """Neighbouring elements of a buffer; bfloat16 and float16 as they lie in memory."""
     dtype = buffer.ty.dtype
     vector = buffer.vload(first, f"{dtype}x{lanes}")
-    return T.reinterpret(f"uint16x{lanes}", vector) if str(dtype) == "bfloat16" else vector
+    return T.reinterpret(f"uint16x{lanes}", vector) if str(dtype) in ("bfloat16", "float16") else vector
 
 
 def _unpacked(value: tirx.Expr) -> tirx.Expr:

@@ -26,17 +26,29 @@ if TYPE_CHECKING:
     from attncc.algorithm.decode_parts import Tiling
 
 MOST_ROWS, MOST_ROWS_BF16 = 16, 10
-"""From this many query rows a head on, prefill is faster: a tile of 16 takes as long however many of them there are."""
-LEAST_SPLIT = 64
-"""Keys that a split is worth: fewer, and the work around them takes longer than reading them."""
+"""From this many query rows a head on, prefill is faster: a tile of 16 takes as long however many there are of them."""
+WIDE, MOST_ROWS_WIDE, MOST_SHARED = 64, 25, 128
+"""For heads wider than `WIDE` that is later, as a tile of few queries reads keys and values often for what it
+multiplies; but scores of more than `MOST_SHARED` rows, of all heads that share keys, do not stay in L2."""
+MOST_SHARED_BF16 = 48
+"""The same in bfloat16, where three heads or more share keys."""
+LEAST_SPLIT = 256
+"""Keys that a split is worth: fewer, and the work around them takes longer than reading them. Where many threads share
+few heads, what combines their splits wants them longer."""
 VALUE_ROWS = 16
 """Keys whose values stay in L1 while all query rows are multiplied with them."""
+AHEAD = 32
+"""Rows of k and v between what is computed on and what memory is asked for."""
+FEW_ROWS = 2
+"""Query rows a key head, up to which short elements take so little work that asking for them, or interleaving them,
+takes longer than it wins."""
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2} | dict.fromkeys(CODES, 1)
 
 
 @dataclass(frozen=True)
 class Decode(Family):
-    """See the module's docstring. Decisions: the fields of `decode_parts.Tiling`."""
+    """See the module's docstring. Decisions: the fields of `decode_parts.Tiling`, and least_split: the keys that a
+    split is worth."""
 
     name: str = "cpu.decode"
     regime: Literal["prefill", "decode", "any"] = "decode"
@@ -50,7 +62,11 @@ class Decode(Family):
         return None
 
     def suits(self, spec: AttentionSpec, problem: Problem) -> bool:
-        return problem.q_len < (MOST_ROWS_BF16 if spec.dtype == "bfloat16" else MOST_ROWS)
+        rows, shared = problem.q_len, problem.q_len * spec.group
+        if spec.dtype == "bfloat16":
+            return rows < MOST_ROWS_BF16 or (spec.group > FEW_ROWS and shared <= MOST_SHARED_BF16)
+        wide = spec.head_dim > WIDE and shared <= MOST_SHARED
+        return rows < (MOST_ROWS_WIDE if wide else MOST_ROWS)
 
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
         """A vector of strands; register tiles of sums in half of the vector registers.
@@ -77,6 +93,8 @@ class Decode(Family):
             "column_sets": max(1, accumulators // row_chunk),
             "value_rows": VALUE_ROWS,
             "value_pairs": pairs,
+            "ahead": AHEAD if spec.group > FEW_ROWS or size == _BYTES[spec.key_dtype or spec.dtype] else 0,
+            "least_split": LEAST_SPLIT,
         }
 
     def space(self, spec: AttentionSpec, target: Target) -> dict[str, tuple[int, ...]]:
@@ -88,6 +106,10 @@ class Decode(Family):
             "keys": model.near(keys, (n for n in (keys // 4, keys // 2, 2 * keys) if n % chunk == 0 < n)),
             "key_rows": model.near(default["key_rows"], (n for n in (1, 2, 4) if chunk % n == 0)),
             "column_sets": model.near(default["column_sets"], (2, 4, 8)),
+            "value_rows": model.near(default["value_rows"], (32, 64)),
+            "value_pairs": (1, 2) if self._pairs_values(spec, target) else (1,),
+            "ahead": (0, AHEAD // 2, AHEAD),
+            "least_split": model.near(default["least_split"], (64, 1024)),
         }
 
     def module(self, spec: AttentionSpec, target: Target, decisions: Decisions) -> IRModule:
@@ -97,14 +119,14 @@ class Decode(Family):
         from attncc.schedules.cpu.decode_schedule import DecodeSchedule, llvm_texts
 
         tiling = self._tiling(decisions)
-        sch = Schedule(IRModule({NAME: build(spec, tiling, llvm_texts(spec, tiling))}))
+        sch = Schedule(IRModule({NAME: build(spec, tiling, llvm_texts(spec, tiling, bool(target.sve_bits)))}))
         sch.work_on(NAME)
         DecodeSchedule(sch, spec, tiling).apply()
         return sch.mod
 
     def launch(self, spec: AttentionSpec, decisions: Decisions, problem: Problem) -> Launch:
         n, rows = problem.batch * problem.heads // spec.group, problem.q_len * spec.group
-        splits = best_splits(n, problem.kv_len, problem.threads)
+        splits = best_splits(n, problem.kv_len, problem.threads, decisions["least_split"])
         spread = problem.threads if splits == 1 and by_data(spec) else 1
         work = work_table(problem.batch, problem.heads // spec.group, splits, spread)
         single: tuple[tuple[int, ...], ...] = ((1, 1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1))
@@ -128,23 +150,26 @@ class Decode(Family):
         return 4 if spec.key_dtype in FLOAT8 and "avx512vbmi" in target.features else 1
 
     def _value_pairs(self, spec: AttentionSpec, target: Target) -> int:
-        """2 where weights and values are multiplied in bfloat16: interleaving rows of v pays where they serve several
-        of q."""
+        """2 where weights and values are multiplied in bfloat16."""
+        return 2 if self._pairs_values(spec, target) and spec.group > FEW_ROWS else 1
+
+    def _pairs_values(self, spec: AttentionSpec, target: Target) -> bool:
+        """Whether weights and values can be multiplied in bfloat16."""
         halves = spec.dtype == "bfloat16" and {"avx512f", "avx512bf16"} <= target.features
-        return 2 if halves and spec.group > 1 and spec.value_dtype is None else 1
+        return halves and spec.value_dtype is None
 
     def _tiling(self, decisions: Decisions) -> Tiling:
         from attncc.algorithm.decode_parts import Tiling
 
-        tiling = Tiling(**decisions)
+        tiling = Tiling(**{name: value for name, value in decisions.items() if name != "least_split"})
         if (
-            min(decisions.values()) < 1
+            min(value + (name == "ahead") for name, value in decisions.items()) < 1
             or tiling.value_rows % 2
             or tiling.keys % math.lcm(tiling.key_chunk, tiling.strands)
             or tiling.key_chunk % tiling.key_rows
         ):
             raise ValueError(
-                f"{self.name}: decisions are positive, keys={tiling.keys} is a multiple of "
+                f"{self.name}: decisions are positive (ahead may be 0), keys={tiling.keys} is a multiple of "
                 f"key_chunk={tiling.key_chunk} and strands={tiling.strands}, key_chunk of key_rows={tiling.key_rows}, "
                 f"value_rows={tiling.value_rows} is even"
             )
@@ -152,9 +177,10 @@ class Decode(Family):
 
 
 @lru_cache(256)
-def best_splits(heads: int, kv_len: int, threads: int) -> int:
-    """Splits of each of `heads` key heads: the fewest that keep `threads` about as busy as any number would."""
-    most = max(1, min(threads, kv_len // LEAST_SPLIT))
+def best_splits(heads: int, kv_len: int, threads: int, least: int = LEAST_SPLIT) -> int:
+    """Splits of each of `heads` key heads, of `least` keys: the fewest that keep `threads` about as busy as any number
+    would."""
+    most = max(1, min(threads, kv_len // least))
     busy = {s: heads * s / (threads * math.ceil(heads * s / threads)) for s in range(1, most + 1)}
     best = max(busy.values())
     return min(s for s, share in busy.items() if share >= 0.95 * best)

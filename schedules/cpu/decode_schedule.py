@@ -29,14 +29,14 @@ from attncc.schedules.cpu.loops import Loops
 from attncc.spec import AttentionSpec
 
 
-def llvm_texts(spec: AttentionSpec, tiling: Tiling) -> tuple[str, ...]:
-    """The functions that the schedule's intrinsics call, in modules of their own."""
+def llvm_texts(spec: AttentionSpec, tiling: Tiling, unzip: bool = False) -> tuple[str, ...]:
+    """The functions that the schedule's intrinsics call, in modules of their own; `unzip` is that of `row_sums`."""
     parts = head_columns(spec.head_dim, tiling)
     paired = any(part.pairs > 1 for part in parts)
     kind = spec.key_dtype or spec.dtype
     dots = [dot_pairs.llvm_text(kind), code_tables.llvm_text({kind} & {*FLOAT8})] if paired else []
     sums = [
-        row_sums.llvm_text(tiling.key_chunk, width, compute_dtype(spec))
+        row_sums.llvm_text(tiling.key_chunk, width, compute_dtype(spec), unzip=unzip)
         for width in sorted({part.width for part in parts})
         if row_sums.available(tiling.key_chunk, width)
     ]

@@ -38,6 +38,11 @@ def lanes(target: Target, size: int) -> int:
     return target.vector_bits // (8 * size)
 
 
+def turned_rows(target: Target) -> tuple[int, ...]:
+    """Bits of a vector that LLVM shuffles well, where not all are alike: SVE's registers, and NEON's inside of them."""
+    return (128, target.sve_bits) if target.sve_bits else ()
+
+
 def registers(target: Target) -> int:
     """Vector registers: 32 on AVX-512 and AArch64, 16 on older x86."""
     return 32 if target.vector_bits == 512 or target.arch == "aarch64" else 16
@@ -71,6 +76,20 @@ def key_block(spec: AttentionSpec, target: Target, queries: int, size: int, leas
     while 2 * keys <= KEYS * wide // size and fixed + 2 * keys * each <= target.l2:
         keys *= 2
     return keys
+
+
+def window_edge(queries: int, least: int) -> int:
+    """Keys of an edge step under a window: a power of two times `least`, up to a tile's `queries`, by which both ends
+    of what is visible move from tile to tile. Each end is then one step, not several small ones."""
+    keys = least
+    while 2 * keys <= queries:
+        keys *= 2
+    return keys
+
+
+def beyond_l2(spec: AttentionSpec, target: Target, size: int) -> int:
+    """Keys of a head that, with their values of `size` bytes an element, no longer stay in L2 from tile to tile."""
+    return max(1, target.l2 // ((spec.head_dim + spec.value_dim) * size))
 
 
 def divided(head_dim: int) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from attncc.schedules.cpu import model
-from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
+from attncc.schedules.cpu.prefill_bf16 import PrefillBf16, paired
 from attncc.schedules.cpu.prefill_fp32 import MIN_ROWS, PrefillFp32, size_of
 from attncc.schedules.family import Problem
 from attncc.spec import AttentionSpec
@@ -69,7 +69,7 @@ class NarrowBf16(PrefillBf16):
         return _suits(problem)
 
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
-        return _narrow(super().decisions(spec, target), model.lanes(target, 4))
+        return _narrow(super().decisions(spec, target), model.lanes(paired(target), 4))
 
     def space(self, spec: AttentionSpec, target: Target) -> dict[str, tuple[int, ...]]:
         return _held(super().space(spec, target), self.decisions(spec, target))

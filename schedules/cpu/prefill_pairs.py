@@ -6,25 +6,30 @@ becomes, with q[d / 2, m, d % 2] and likewise p[n / 2, m, n % 2] and v[n / 2, e,
 
     for d / 2: for n1, m1 (unrolled): r[n1, m1, :] = dot(r[n1, m1, :], q[d / 2, .., :], k[.., pair])
 
-k is read in place, where its pairs lie already. v is interleaved once for a key block and a tile of queries.
+k is read in place, where its pairs lie already, or from a copy. v is interleaved once for a key block and a tile of
+queries.
 """
 
 from __future__ import annotations
 
 from attncc._tvm import PrimFunc
 from attncc.algorithm.key_step import EDGE
+from attncc.algorithm.storage import storage_dtype
 from attncc.schedules.cpu import bf16_intrinsics as intrinsics
-from attncc.schedules.cpu.prefill_schedule import PrefillSchedule, Registers
+from attncc.schedules.cpu.prefill_schedule import Copies, PrefillSchedule, Registers
 from attncc.spec import AttentionSpec
 
 
 class PairSchedule(PrefillSchedule):
     """`PrefillSchedule` with the products replaced; tiles and statistics are as there."""
 
-    def __init__(self, function: PrimFunc, spec: AttentionSpec, registers: Registers, padded: bool) -> None:
-        """`padded` says that the output tile has more columns than v."""
+    def __init__(
+        self, function: PrimFunc, spec: AttentionSpec, registers: Registers, padded: bool, copy_keys: bool
+    ) -> None:
+        """`padded` says that the output tile has more columns than v; `copy_keys` that k is not read in place."""
         self.padded = padded
-        super().__init__(function, spec, registers, inline_loads=True)
+        self.held = storage_dtype(spec.dtype)  # dtype of tiles
+        super().__init__(function, spec, registers, Copies(copy_keys, True))
         columns = int(self.sch.get(self.loops("load_v")[-1]).extent)
         self.pair_lanes = min(columns & -columns, 2 * registers.lanes)
         """Columns of v that are interleaved at a time: the widest power of two that divides the tile."""
@@ -40,7 +45,7 @@ class PairSchedule(PrefillSchedule):
         d0, d1 = sch.split(d, [None, 2])
         m0, m1 = sch.split(m, [None, self.registers.lanes])
         sch.reorder(d0, m0, d1, m1)
-        sch.tensorize(d1, intrinsics.pair("uint16", self.registers.lanes))
+        sch.tensorize(d1, intrinsics.pair(self.held, self.registers.lanes))
 
     def tiles(self) -> None:
         (loop,) = self.sch.get_loops("tile")
@@ -62,7 +67,7 @@ class PairSchedule(PrefillSchedule):
         n0, n1 = sch.split(n, [None, 2])
         e0, e1 = sch.split(e, [None, self.pair_lanes])
         sch.reorder(n0, e0, n1, e1)
-        sch.tensorize(n1, intrinsics.pair("uint16" if copied else "bfloat16", self.pair_lanes))
+        sch.tensorize(n1, intrinsics.pair(self.held if copied else self.spec.dtype, self.pair_lanes))
 
     def score(self, suffix: str) -> None:
         sch, r = self.sch, self.registers
@@ -74,9 +79,11 @@ class PairSchedule(PrefillSchedule):
         d0, d1 = sch.split(d, [None, 2])
         sch.reorder(n0, m0, d0, n1, m1, m2, d1)
         sch.reverse_compute_at(modify, m0, preserve_unit_loops=True)
-        self.instruction_tile(qk, d0, [n1, m1, m2], intrinsics.dot("bfloat16", r.lanes))
+        source = self.held if self.copies.keys else self.spec.dtype
+        self.instruction_tile(qk, d0, [n1, m1, m2], intrinsics.dot(source, r.lanes))
         self.finish_tile(modify, self.light)
         self.maximum(suffix, n0, m0, self.light)
+        self.ask_ahead(suffix, n0)
 
     def probabilities(self, suffix: str) -> None:
         """Two keys at a time: exp, the sum, and both rounded into pairs."""
@@ -99,7 +106,7 @@ class PairSchedule(PrefillSchedule):
         m1, m2 = sch.split(m, [None, r.lanes])
         sch.reorder(m1, n, m2)
         sch.unroll(m1)
-        sch.tensorize(n, intrinsics.round_pairs(r.lanes))
+        sch.tensorize(n, intrinsics.round_pairs(r.lanes, self.spec.dtype))
         if total:
             m, n = self.loops(total)[-2:]
             sch.reorder(n, m)
@@ -119,5 +126,5 @@ class PairSchedule(PrefillSchedule):
         n0, n1 = sch.split(n, [None, 2])
         sch.reorder(m0, e0, n0, e1, m1, m2, n1)
         sch.reverse_compute_at(accumulate, e0, preserve_unit_loops=True)
-        self.instruction_tile(pv, n0, [e1, m1, m2], intrinsics.dot("uint16", r.lanes))
+        self.instruction_tile(pv, n0, [e1, m1, m2], intrinsics.dot(self.held, r.lanes))
         self.finish_tile(accumulate)

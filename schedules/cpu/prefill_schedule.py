@@ -44,21 +44,30 @@ class Registers:
     columns: int
 
 
+@dataclass(frozen=True)
+class Copies:
+    """Which of k and v are copied into a tile, a block at a time, instead of being read where they lie.
+
+    They must be where they have another dtype than the tiles. Else a copy costs its time, and pays where rows lie so
+    far apart that those of a block share a few sets of a cache, or take more pages than are remembered.
+    """
+
+    keys: bool
+    values: bool
+
+
 class PrefillSchedule(Loops):
     """Schedules a function of `attncc.algorithm.prefill`, block by block, with primitives alone."""
 
-    def __init__(self, function: PrimFunc, spec: AttentionSpec, registers: Registers, inline_loads: bool) -> None:
-        """`function` is the kernel of `spec`.
-
-        `inline_loads` says that k and v can be read where they lie: they have the dtype of the tiles.
-        """
+    def __init__(self, function: PrimFunc, spec: AttentionSpec, registers: Registers, copies: Copies) -> None:
+        """`function` is the kernel of `spec`."""
         super().__init__(Schedule(IRModule({NAME: function})), registers.lanes)
         self.light = is_light(spec)
         self.softmax = spec.normalizer == "softmax"
         self.spec = spec
         self.sch.work_on(NAME)
         self.registers = registers
-        self.inline_loads = inline_loads
+        self.copies = copies
 
     def module(self) -> IRModule:
         """The scheduled function, ready to compile."""
@@ -119,17 +128,17 @@ class PrefillSchedule(Loops):
 
     def load_keys(self, suffix: str) -> None:
         """k is read in place, or its tile is made row by row."""
-        if self.inline_loads:
-            self.sch.compute_inline("load_k" + suffix)
-        else:
+        if self.copies.keys:
             self.row(self.loops("load_k" + suffix)[-1])
+        else:
+            self.sch.compute_inline("load_k" + suffix)
 
     def load_values(self, suffix: str) -> None:
         """The same for v; at the edges its tile is always made: it ends in 0."""
-        if self.inline_loads and suffix != EDGE:
-            self.sch.compute_inline("load_v" + suffix)
-        else:
+        if self.copies.values or suffix == EDGE:
             self.row(self.loops("load_v" + suffix)[-1])
+        else:
+            self.sch.compute_inline("load_v" + suffix)
 
     def score(self, suffix: str) -> None:
         """The product into registers, and score_mod on it there."""
@@ -152,6 +161,7 @@ class PrefillSchedule(Loops):
         self.register_tile(qk, d, [n1, m1, m2])
         self.finish_tile(modify, self.light)
         self.maximum(suffix, n0, m0, self.light)
+        self.ask_ahead(suffix, n0)
 
     def partial_sums(self, qk: Any) -> Any:
         """A block that sums a part of d at a time, for large heads.
@@ -181,6 +191,11 @@ class PrefillSchedule(Loops):
             sch.unroll(n)
         start = sch.decompose_reduction(block, keys)
         self.lanes(self.loops(start)[-1])
+
+    def ask_ahead(self, suffix: str, keys: Any) -> None:
+        """Full steps ask memory for a few keys and values after each register tile's rows."""
+        if suffix == "":
+            self.sch.reverse_compute_at("ask_ahead", keys, preserve_unit_loops=True)
 
     def probabilities(self, suffix: str) -> None:
         """exp, its rounding and its sum in one loop over keys, a register tile wide."""

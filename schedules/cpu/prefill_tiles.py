@@ -1,4 +1,4 @@
-"""The prefill schedule on AMX: whole tiles of scores and outputs by intrinsics, the rest as over pairs of bfloat16.
+"""The prefill schedule on AMX: whole tiles of scores and outputs by intrinsics, the rest as over pairs of two bytes.
 
     for n: for m: for d: r[n, m] += k[n, d] * q[d, m]
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from attncc.schedules.cpu import amx_intrinsics as amx
 from attncc.schedules.cpu import bf16_intrinsics as intrinsics
+from attncc.schedules.cpu import mmla_intrinsics as mmla
 from attncc.schedules.cpu.prefill_pairs import PairSchedule
 
 
@@ -25,24 +26,29 @@ class TileSchedule(PairSchedule):
 
     def tiles(self) -> None:
         (loop,) = self.sch.get_loops("tile")
-        text = intrinsics.llvm_text(self.registers.lanes, self.pair_lanes) + amx.llvm_text()
+        pairs = intrinsics.half_text if self.spec.dtype == "float16" else intrinsics.llvm_text
+        text = pairs(self.registers.lanes, self.pair_lanes) + self.products()
         self.sch.annotate(loop, "pragma_import_llvm", text)
         self.sch.parallel(loop)
 
+    def products(self) -> str:
+        """The functions that the intrinsics call, in LLVM IR."""
+        return amx.llvm_text(self.spec.dtype)
+
     def load_keys(self, suffix: str) -> None:
-        """k is read in place but at edges, where rows are clamped."""
+        """k is read in place, or copied; at edges, where rows are clamped, always copied."""
         if suffix:
             self.row(self.loops("load_k" + suffix)[-1])
         else:
             super().load_keys(suffix)
 
     def load_values(self, suffix: str) -> None:
-        """v turned. Where rows or columns are clamped, a plain copy comes first."""
+        """v turned. Where rows or columns are clamped, or codes are numbers to be, a plain copy comes first."""
         sch = self.sch
         load = sch.get_sblock("load_v" + suffix)
         turned = sch.cache_write(load, 0, "global")
         sch.transform_layout(turned, ("write", 0), lambda n, e: (e, n))
-        copied = self.padded or suffix != ""
+        copied = self.padded or suffix != "" or self.spec.value_dtype is not None
         if copied:
             self.row(self.loops("load_v" + suffix)[-1])
         else:
@@ -51,7 +57,7 @@ class TileSchedule(PairSchedule):
         n0, n1 = sch.split(n, [None, amx.KEYS])
         e0, e1 = sch.split(e, [None, amx.COLUMNS])
         sch.reorder(n0, e0, n1, e1)
-        sch.tensorize(n1, amx.turn("uint16" if copied else "bfloat16"))
+        sch.tensorize(n1, amx.turn(self.held if copied else self.spec.dtype))
 
     def score(self, suffix: str) -> None:
         sch = self.sch
@@ -61,9 +67,10 @@ class TileSchedule(PairSchedule):
         m0, m1 = sch.split(m, [None, amx.LANES])
         sch.reorder(n0, m0, n1, m1)
         sch.reverse_compute_at(modify, m0, preserve_unit_loops=True)
-        self.product(n1, d, "uint16" if suffix else "bfloat16")
+        self.product(n1, d, self.held if suffix or self.copies.keys else self.spec.dtype)
         self.finish_tile(modify, False)
         self.maximum(suffix, n0, m0, False)
+        self.ask_ahead(suffix, n0)
 
     def weighted_sum(self, suffix: str) -> None:
         sch = self.sch
@@ -73,9 +80,16 @@ class TileSchedule(PairSchedule):
         m0, m1 = sch.split(m, [None, amx.LANES])
         sch.reorder(m0, e0, e1, m1)
         sch.reverse_compute_at(accumulate, e0, preserve_unit_loops=True)
-        self.product(e1, n, "uint16")
+        self.product(e1, n, self.held)
         self.finish_tile(accumulate, False)
 
     def product(self, rows: Any, reduction: Any, source: str) -> None:
         """Make the loops from `rows` to `reduction` one intrinsic."""
         self.sch.tensorize(rows, amx.product(source, int(self.sch.get(reduction).extent)))
+
+
+class MatrixSchedule(TileSchedule):
+    """`TileSchedule` with AArch64's matrix products, which work on vector registers."""
+
+    def products(self) -> str:
+        return mmla.llvm_text()

@@ -5,7 +5,8 @@ Vectors that share their shuffles and additions cost little more than one alone:
     combine(a, b) = (low halves of a's groups, of b's groups) + (high halves of a's groups, of b's groups)
 
 leaves half as many vectors with twice as many groups, each half as wide, until a group is one lane. It is written in
-LLVM IR, which has shuffles where TIR has none, and is inlined; the same text serves every target.
+LLVM IR, which has shuffles where TIR has none, and is inlined. The same text serves every target but SVE, whose long
+vectors have no instruction for halves of groups: even lanes and odd ones take their places.
 """
 
 from __future__ import annotations
@@ -78,9 +79,9 @@ def _joined(operation: Operation, a: Any, b: Any) -> Any:
     return a + b if operation == "sum" else T.max(a, b)
 
 
-def llvm_text(vectors: int, lanes: int, dtype: str, operation: Operation = "sum") -> str:
-    """The function in LLVM IR."""
-    writer = _Writer(_LLVM[dtype], operation)
+def llvm_text(vectors: int, lanes: int, dtype: str, operation: Operation = "sum", unzip: bool = False) -> str:
+    """The function in LLVM IR; with `unzip` neighbouring lanes are joined instead of halves of groups."""
+    writer = _Writer(_LLVM[dtype], operation, unzip)
     together = min(vectors, lanes)
     values = [f"%v{n}" for n in range(vectors)]
     sums = [writer.sums(values[first : first + together], lanes) for first in range(0, vectors, together)]
@@ -102,8 +103,8 @@ define {result} @{name_of(vectors, lanes, dtype, operation)}({arguments}) always
 class _Writer:
     """Writes instructions over vectors of one scalar type; values are named in order."""
 
-    def __init__(self, scalar: str, operation: Operation) -> None:
-        self.scalar, self.operation = scalar, operation
+    def __init__(self, scalar: str, operation: Operation, unzip: bool) -> None:
+        self.scalar, self.operation, self.unzip = scalar, operation, unzip
         self.lines: list[str] = []
 
     def sums(self, values: list[str], lanes: int) -> str:
@@ -112,8 +113,9 @@ class _Writer:
         while group > 1:
             half = group // 2
             pairs = list(zip(values[0::2], values[1::2], strict=True)) if len(values) > 1 else [(values[0], "poison")]
-            low = [first + n for first in range(0, count * min(len(values), 2), group) for n in range(half)]
-            high = [n + half for n in low]
+            step, apart = (2, 1) if self.unzip else (1, half)
+            low = [first + step * n for first in range(0, count * min(len(values), 2), group) for n in range(half)]
+            high = [n + apart for n in low]
             values = [
                 self.join(self.shuffle(a, b, count, low), self.shuffle(a, b, count, high), len(low)) for a, b in pairs
             ]

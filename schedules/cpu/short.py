@@ -75,7 +75,7 @@ class Short(Family):
         from attncc.schedules.cpu.short_schedule import ShortSchedule, llvm_text
 
         tiling = self._tiling(decisions)
-        sch = Schedule(IRModule({NAME: build(spec, tiling, llvm_text(spec, tiling))}))
+        sch = Schedule(IRModule({NAME: build(spec, tiling, llvm_text(spec, tiling, bool(target.sve_bits)))}))
         sch.work_on(NAME)
         ShortSchedule(sch, spec, tiling).apply()
         return sch.mod

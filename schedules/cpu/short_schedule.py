@@ -24,12 +24,12 @@ from attncc.schedules.cpu.prefill_schedule import is_light
 from attncc.spec import AttentionSpec
 
 
-def llvm_text(spec: AttentionSpec, tiling: Tiling) -> str:
-    """The functions that the schedule's intrinsics call."""
+def llvm_text(spec: AttentionSpec, tiling: Tiling, unzip: bool = False) -> str:
+    """The functions that the schedule's intrinsics call; `unzip` is that of `row_sums`."""
     text = bf16_intrinsics.llvm_text(tiling.lanes, tiling.lanes) if tiling.pairs > 1 else ""
     if spec.normalizer == "softmax":
         for operation in row_sums.OPERATIONS:
-            text += row_sums.llvm_text(tiling.rows, tiling.lanes, compute_dtype(spec), operation)
+            text += row_sums.llvm_text(tiling.rows, tiling.lanes, compute_dtype(spec), operation, unzip)
     return text
 
 

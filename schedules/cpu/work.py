@@ -4,6 +4,9 @@ TVM gives each thread a contiguous run of the work table, equal in the number of
 head's k and v stay in the cache while its tiles run), and within a head heavy and light tiles alternate: wherever the
 table is cut, both parts are about as heavy as they are long, also when a single head is shared by all threads.
 
+That suits caches of their own. Where threads share one that does not hold the keys and values of as many heads, tiles
+are dealt out instead, so that all threads are at about the same head.
+
 What a tensor hides is not known here. Where it may differ by batch (padding), each thread gets heads of all batches;
 where it may differ by row, it is taken to grow as under a causal mask, the most uneven of the common ones.
 """
@@ -17,15 +20,19 @@ import numpy as np
 import numpy.typing as npt
 
 from attncc import expr as ex
-from attncc.algorithm.bounds import key_bounds
+from attncc.algorithm.bounds import FIRST, LAST, key_bounds
 from attncc.algorithm.visibility import biases
 from attncc.schedules.family import Launch, Problem
 from attncc.spec import AttentionSpec
 
 
-def prefill_launch(spec: AttentionSpec, query_block: int, problem: Problem) -> Launch:
-    """The work table of `attncc.algorithm.prefill`: batch, kv head, head, block of query rows."""
-    order = alternate(tile_costs(spec, query_block, problem))
+def prefill_launch(spec: AttentionSpec, query_block: int, problem: Problem, deal: bool = False) -> Launch:
+    """The work table of `attncc.algorithm.prefill`: batch, kv head, head, block of query rows.
+
+    With `deal` a head's tiles are dealt out to the threads, heavy ones first.
+    """
+    costs = tile_costs(spec, query_block, problem)
+    order = np.argsort(-costs, kind="stable") if deal else alternate(costs)
     blocks, heads = order.size, problem.heads
     work = np.empty((problem.batch, heads, blocks, 4), np.int32)
     work[..., 0] = np.arange(problem.batch)[:, None, None]
@@ -35,7 +42,21 @@ def prefill_launch(spec: AttentionSpec, query_block: int, problem: Problem) -> L
     if "b" in _hidden_by(spec):  # a key head's batches follow each other
         groups = work.reshape(problem.batch, -1, spec.group, blocks, 4)
         work = np.ascontiguousarray(groups.swapaxes(0, 1))
-    return Launch(work.reshape(-1, 4))
+    tiles = work.reshape(-1, 4)
+    return Launch(np.ascontiguousarray(tiles[dealt(len(tiles), problem.threads)]) if deal else tiles)
+
+
+def dealt(tiles: int, threads: int) -> npt.NDArray[np.int64]:
+    """The order in which `tiles`, dealt out in turns that go back and forth, stand in the runs of the threads.
+
+    As TVM cuts them: all runs are as long as the first, but for the last ones.
+    """
+    length = -(-tiles // threads)
+    place = np.arange(tiles)
+    thread, turn = place // length, place % length
+    order = np.empty(tiles, np.int64)
+    order[np.lexsort((np.where(turn % 2, -thread, thread), turn))] = place
+    return order
 
 
 def alternate(costs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -64,6 +85,12 @@ def tile_costs(spec: AttentionSpec, query_block: int, problem: Problem) -> npt.N
     if "i" in _hidden_by(spec) and np.all(costs == costs[0]):
         return first
     return costs
+
+
+@lru_cache(256)
+def is_window(mask: ex.Expr | None) -> bool:
+    """Whether, by its form, a mask hides keys before and after those that a tile sees, and both ends move with it."""
+    return all(any(node in (FIRST, LAST) for node in bound.walk()) for bound in _visible(mask))
 
 
 @lru_cache(256)

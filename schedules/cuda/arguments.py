@@ -1,17 +1,18 @@
 """The arguments of every CUDA kernel, in one order: the contract between generated code and the runtime.
 
-    q, k, v     [B, H, Sq, D], [B, G, Skv, D], [B, G, Skv, E] in the spec's dtype, G = H / group
+    q, k, v     [B, H, Sq, D], [B, G, Skv, D], [B, G, Skv, E] in the spec's dtype, G = H / group; k and v in their own
+                where they have one, float8 as uint8
     t0, t1 …    the spec's extras; any sizes and strides (0 where broadcast), rank 0 allowed
     out         [B, H, Sq, E] in the spec's dtype
     out_max …   the spec's other outputs, contiguous: max and sum [B, H, Sq], weights [B, H, Sq, Skv]
-    w0, w1 …    contiguous float32 scratch tensors
+    w0, w1 …    contiguous scratch tensors, float32 or int32
     s0, s1 …    float64 scalars
     n0, n1 …    int64 scalars
     processors  int32: how many thread blocks a persistent kernel starts
 
-Sizes and strides are symbolic int64. The last stride of q, k, v and out is 1, the others are multiples of eight
-elements and the first element lies at a multiple of 16 bytes: rows are copied 16 bytes at a time. A kernel that is
-declared `strided` takes any strides and addresses.
+Sizes and strides are symbolic int64. The last stride of q, k, v and out is 1, the others are multiples of 16 bytes,
+and so is the address of the first element: rows are copied 16 bytes at a time. A kernel that is declared `strided`
+takes any strides and addresses.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from attncc._tvm import Buffer, IRBuilder, T, Var, tirx
+from attncc.algorithm.storage import memory_dtype
 from attncc.schedules.cuda.device import bind, layout
 from attncc.spec import AttentionSpec
 
-ROW_ALIGNMENT = 8
-"""Elements: strides of rows, heads and batches are multiples of it."""
 POINTER_ALIGNMENT = 16
 """Bytes."""
 
@@ -55,18 +55,20 @@ class Arguments:
     """The same sizes in int32, which is what index arithmetic costs least in."""
 
 
-def declare(spec: AttentionSpec, workspaces: Sequence[tuple[Any, ...]] = (), strided: bool = False) -> Arguments:
+def declare(
+    spec: AttentionSpec, workspaces: Sequence[tuple[Any, ...]] = (), strided: bool = False, scratch: str = "float32"
+) -> Arguments:
     """Declare the arguments of `spec`'s kernel in the PrimFunc frame that is open, before its device code.
 
-    A workspace is given by its sizes: numbers, or names of sizes ("B", "splits").
+    A workspace is given by its sizes: numbers, or names of sizes ("B", "splits"); `scratch` is the dtype of all.
     """
     names = ("B", "H", "G", "Sq", "Skv")
     sizes: dict[str, Any] = {name: Var(name, "int64") for name in names}
     batch, heads, kv_heads, q_len, kv_len = (sizes[name] for name in names)
     rows = _strided if strided else _rows
     q = rows("q", (batch, heads, q_len, spec.query_dim or spec.head_dim), spec.dtype)
-    k = rows("k", (batch, kv_heads, kv_len, spec.head_dim), spec.dtype)
-    v = rows("v", (batch, kv_heads, kv_len, spec.value_dim), spec.dtype)
+    k = rows("k", (batch, kv_heads, kv_len, spec.head_dim), memory_dtype(spec.key_dtype or spec.dtype))
+    v = rows("v", (batch, kv_heads, kv_len, spec.value_dim), memory_dtype(spec.value_dtype or spec.dtype))
     extras = {}
     for extra in spec.extras:
         shape = tuple(Var(f"{extra.name}_size{n}", "int64") for n in range(extra.rank))
@@ -78,19 +80,19 @@ def declare(spec: AttentionSpec, workspaces: Sequence[tuple[Any, ...]] = (), str
     for name in spec.outputs[1:]:
         shape = (batch, heads, q_len, kv_len) if name == "weights" else (batch, heads, q_len)
         more[name] = _argument(f"out_{name}", shape, spec.dtype if name == "weights" else compute, None, 1)
-    scratch = []
+    made = []
     for number, shape in enumerate(workspaces):
         for size in shape:
             if isinstance(size, str) and size not in sizes:
                 sizes[size] = Var(size, "int64")
         given = tuple(sizes[s] if isinstance(s, str) else s for s in shape)
-        scratch.append(_argument(f"w{number}", given, "float32", None, POINTER_ALIGNMENT))
+        made.append(_argument(f"w{number}", given, scratch, None, POINTER_ALIGNMENT))
     floats = {name: T.arg(name, T.float64()) for name in spec.scalars}
     integers = {name: T.arg(name, T.int64()) for name in spec.integers}
     processors = T.arg("processors", T.int32())
     scalars = {name: bind(f"{name}_f{compute[-2:]}", tirx.Cast(compute, n)) for name, n in floats.items()} | integers
     short = [bind(f"{name}_i32", tirx.Cast("int32", sizes[name])) for name in names]
-    return Arguments(q, k, v, extras, out, more, tuple(scratch), scalars, processors, sizes, *short)
+    return Arguments(q, k, v, extras, out, more, tuple(made), scalars, processors, sizes, *short)
 
 
 def _rows(name: str, shape: tuple[Any, ...], dtype: str) -> Buffer:

@@ -35,8 +35,11 @@ from attncc.schedules.cuda.device import (
     when,
     whole,
 )  # fmt: skip
+from attncc.schedules.cuda.room import shares_queries
+from attncc.schedules.cuda.rows import rows
 from attncc.schedules.cuda.scores import Scores, lane_column
 from attncc.schedules.cuda.softmax import OnlineSoftmax
+from attncc.schedules.cuda.value_scales import ValueScales
 from attncc.schedules.family import Decisions
 from attncc.spec import AttentionSpec
 
@@ -60,31 +63,37 @@ class _Split:
     def __init__(self, spec: AttentionSpec, decisions: Decisions, given: Arguments, splits: Any) -> None:
         self.spec, self.given = spec, given
         self.warps, self.keys, self.stages = decisions["warps"], decisions["keys"], decisions["stages"]
-        self.pitch_k, self.pitch_v = tensor_core.pitch(spec.head_dim), tensor_core.pitch(spec.value_dim)
-        self.steps, self.pairs = -(-spec.head_dim // 16), -(-spec.value_dim // 16)
+        self.k = rows(spec.key_dtype, spec.dtype, spec.head_dim, "k")
+        self.v = rows(spec.value_dtype, spec.dtype, spec.value_dim, "v")
+        self.steps = self.k.steps
+        self.shares_q = shares_queries(spec)
         attribute("tirx.launch_bounds_min_blocks_per_sm", decisions["blocks"])
         self.splits = splits
         self.split, self.kv_head, self.batch = T.cta_id([self.splits, given.kv_heads, given.batch])
         self.thread = T.thread_id([self.warps * WARP])
         self.warp, self.lane = bind("warp", div(self.thread, WARP)), bind("lane", mod(self.thread, WARP))
         self.packed = bind("packed", given.q_len * spec.group)
-        self.row = bind("row", mod(self.lane, 8))
         self._allocate()
-        self.scores = Scores(spec, given, self.batch)
-        self.scores.heads = lambda r: self.kv_head * spec.group + mod(self._packed_row(r), spec.group)
+        self.scores = Scores(spec, given, self.batch, seat=div(self.lane, 4))
+        self.scores.heads = lambda r: self.kv_head * spec.group + mod(self.scores.seat + r * 8, spec.group)
         self.softmax = OnlineSoftmax(spec, self.scores.unit)
+        self.scales = ValueScales(spec, self.scores, self.keys)
 
     def _allocate(self) -> None:
         pool, spec = T.SMEMPool(), self.spec
         shape = (self.warps, self.stages, self.keys)
-        self.ring_k = pool.alloc((shape[0], shape[1], shape[2] * self.pitch_k), spec.dtype, align=128)
-        self.ring_v = pool.alloc((shape[0], shape[1], shape[2] * self.pitch_v), spec.dtype, align=128)
+        self.ring_k = pool.alloc((shape[0], shape[1], shape[2] * self.k.pitch), self.k.memory, align=128)
+        self.ring_v = pool.alloc((shape[0], shape[1], shape[2] * self.v.pitch), self.v.memory, align=128)
         self.results = pool.alloc((self.warps, ROWS, spec.value_dim), "float32", align=16)
         self.statistics = pool.alloc((self.warps + 1, ROWS, 2), "float32", align=16)
+        if self.shares_q:
+            self.shared_q = pool.alloc((self.steps, WARP, 4), "uint32", align=16)
         pool.commit()
-        self.q = Registers("q_tile", self.steps * 4, "uint32")
+        kept = self.k.chunk // 8 if self.shares_q else self.steps
+        """Steps of the first product whose query columns are in registers."""
+        self.q = Registers("q_tile", kept * 4, "uint32")
         self.b, self.p = Registers("b_tile", 4, "uint32"), Registers("weights", 4, "uint32")
-        self.s, self.o = Registers("scores", self.keys // 2), Registers("result", self.pairs * 8)
+        self.s, self.o = Registers("scores", self.keys // 2), Registers("result", self.v.steps * 8)
 
     def _packed_row(self, row: int) -> Any:
         return div(self.lane, 4) + row * 8
@@ -106,7 +115,7 @@ class _Split:
                 self._copy(whole(stage), whole(stage))
             tensor_core.commit()
         self._load_q()
-        self.query_rows = self.scores.rows(self._query)
+        self.query_rows = self.scores.rows(lambda row: div(self.scores.seat + row * 8, self.spec.group))
         self.o.fill(0.0)
         self.softmax.start(self._sinks(), self.lane)
         with loop("tile", self.count) as tile:
@@ -132,8 +141,8 @@ class _Split:
         """Start copying this warp's keys and values of a tile into a stage of its ring."""
         first = self.first + (tile * self.warps + self.warp) * self.keys
         given = self.given
-        for source, ring, pitch in ((given.k, self.ring_k, self.pitch_k), (given.v, self.ring_v, self.pitch_v)):
-            chunks = pitch // tensor_core.CHUNK
+        for source, ring, lines in ((given.k, self.ring_k, self.k), (given.v, self.ring_v, self.v)):
+            chunks = lines.chunks
             for start in range(0, self.keys * chunks, WARP):
                 row = (
                     div(self.lane + start, chunks)
@@ -142,23 +151,36 @@ class _Split:
                 )
                 chunk = mod(self.lane + start, chunks)
                 at = (self.batch, self.kv_head, tirx.min(first + row, given.kv_len - 1))
-                place = (self.warp, stage, tensor_core.swizzled(row, chunk, pitch))
-                tensor_core.copy(source, at, chunk, first + row < self.end, ring, place)
+                place = (self.warp, stage, lines.place(row, chunk))
+                tensor_core.copy(source, at, chunk, first + row < self.end, ring, place, lines.chunk)
 
     def _load_q(self) -> None:
-        """Query rows straight from memory into the layout of a left operand; zeros for rows that do not exist."""
+        """Query rows for the first product; where they are shared, each warp loads some of their columns."""
+        if not self.shares_q:
+            for step in range(self.steps):
+                self._load_step(step, step * 4)
+            return
         for step in range(self.steps):
-            for n in range(4):
-                row, column = self._packed_row(n % 2), step * 16 + lane_column(self.lane) + n // 2 * 8
-                at = step * 4 + n
-                self.q[at] = tirx.const(0, "uint32")
-                exists = row < self.packed
-                if (step + 1) * 16 > self.spec.head_dim:
-                    exists = tirx.all(exists, column < self.spec.head_dim)
-                head = self.kv_head * self.spec.group + mod(row, self.spec.group)
-                with when(exists):
-                    place = (self.batch, head, self._query(n % 2), column)
-                    ptx("ld.global.b32", self.q[at], tensor_core.address(self.given.q, place))
+            with when(tirx.EQ(self.warp, step % self.warps)):
+                self._load_step(step, 0)
+                for n in range(4):
+                    T.buffer_store(self.shared_q, self.q[n], [step, self.lane, n])
+        do(T.cuda.cta_sync())
+
+    def _load_step(self, step: int, to: int) -> None:
+        """16 columns straight from memory into the layout of a left operand; zeros for rows that do not exist."""
+        first, second = self.k.query_columns(self.lane)
+        for n in range(4):
+            row, column = self._packed_row(n % 2), step * 16 + (second if n // 2 else first)
+            self.q[to + n] = tirx.const(0, "uint32")
+            exists = row < self.packed
+            if (step + 1) * 16 > self.spec.head_dim:
+                exists = tirx.all(exists, column < self.spec.head_dim)
+            head = self.kv_head * self.spec.group + mod(row, self.spec.group)
+            with when(exists):
+                place = (self.batch, head, self._query(n % 2), column)
+                ptx("ld.global.b32", self.q[to + n], tensor_core.address(self.given.q, place))
+        self.k.arrange(self.q, to)
 
     def _compute_tile(self, tile: Any, stage: Any, seen: Any) -> None:
         key = once("key", self.first + (tile * self.warps + self.warp) * self.keys)
@@ -168,34 +190,40 @@ class _Split:
         with when(tirx.any(key < seen.full_lo, key + self.keys > seen.full_hi, key + self.keys > self.end)):
             self.scores.hide(self.s, self.query_rows, column, self.end)
         self.softmax.update(self.s)
+        self.scales.weigh(self.s, self.query_rows, column, self.softmax)
         self.softmax.rescale(self.o)
         self._second_product(stage)
 
     def _first_product(self, stage: Any) -> None:
         self.s.fill(0.0)
         high = mod(div(self.lane, 8), 2)
-        for step in range(self.steps):
-            chunk = tensor_core.flipped(tirx.bitwise_xor(self.row, high), step * 2)
+        inside = mod(self.lane, 8)
+        for load in range(self.k.loads):
+            if self.shares_q:
+                for at in range(self.q.count):
+                    step = min(load * (self.q.count // 4) + at // 4, self.steps - 1)
+                    self.q[at] = tirx.BufferLoad(self.shared_q, [step, self.lane, at % 4])
+            chunk = tensor_core.flipped(tirx.bitwise_xor(self.k.twist(inside), high), load * 2)
             for pair in range(self.keys // 16):
-                row = pair * 16 + self.row + div(self.lane, 16) * 8
-                place = (self.warp, stage, row * self.pitch_k + chunk * tensor_core.CHUNK)
-                tensor_core.load(self.b, 0, self.ring_k, place)
-                for half in range(2):
-                    at = (pair * 2 + half) * 4
-                    tensor_core.multiply(self.spec.dtype, self.s, at, self.q, step * 4, self.b, half * 2)
+                row = pair * 16 + inside + div(self.lane, 16) * 8
+                tensor_core.load(self.b, 0, self.ring_k, (self.warp, stage, row * self.k.pitch + chunk * self.k.chunk))
+                for step, half, b, b_at in self.k.keys(load, self.b):
+                    tensor_core.multiply(
+                        self.spec.dtype, self.s, (pair * 2 + half) * 4, self.q, step * 4 % self.q.count, b, b_at
+                    )
 
     def _second_product(self, stage: Any) -> None:
-        chunk = tirx.bitwise_xor(self.row, div(self.lane, 16))
+        chunk = tirx.bitwise_xor(self.v.twist(mod(self.lane, 8)), div(self.lane, 16))
         for step in range(self.keys // 16):
             for n in range(4):
                 self.p[n] = pack(self.s[step * 8 + n * 2], self.s[step * 8 + n * 2 + 1], self.spec.dtype)
             row = step * 16 + mod(self.lane, 16)
-            for pair in range(self.pairs):
-                column = tensor_core.flipped(chunk, pair * 2) * tensor_core.CHUNK
-                place = (self.warp, stage, row * self.pitch_v + column)
+            for load in range(self.v.loads):
+                column = tensor_core.flipped(chunk, load * 2) * self.v.chunk
+                place = (self.warp, stage, row * self.v.pitch + column)
                 tensor_core.load(self.b, 0, self.ring_v, place, transposed=True)
-                for half in range(2):
-                    tensor_core.multiply(self.spec.dtype, self.o, (pair * 2 + half) * 4, self.p, 0, self.b, half * 2)
+                for tile, b, b_at in self.v.values(load, self.b):
+                    tensor_core.multiply(self.spec.dtype, self.o, tile * 4, self.p, 0, b, b_at)
 
     def _merge(self) -> None:
         """Bring the warps' results together, and store them: as the result, or as one of several splits."""
@@ -212,13 +240,13 @@ class _Split:
             for warp in range(1, self.warps):
                 largest[row] = maximum(largest[row], self._statistic(warp, packed, 0))
             base = choose(largest[row] > number(-math.inf), largest[row], number(0.0))
-            softmax.factor[row] = exp2((softmax.maxima[row] - base) * unit)
+            softmax.factor[row] = exp2((softmax.maxima[row] - base) * unit) * self.scales.factor(self.query_rows, row)
             softmax.sums[row] = number(0.0)
             for warp in range(self.warps):
                 weight = exp2((self._statistic(warp, packed, 0) - base) * unit)
                 softmax.sums[row] = softmax.sums[row] + self._statistic(warp, packed, 1) * weight
         for n in range(self.o.count):
-            column = n // 4 * 8 + lane_column(self.lane) + n % 2
+            column = self.v.column(self.lane, n)
             value = self.o[n] * softmax.factor[n // 2 % 2]
             with when(column < self.spec.value_dim):
                 T.buffer_store(self.results, value, [self.warp, self._packed_row(n // 2 % 2), column])

@@ -8,7 +8,6 @@ from typing import Any
 from attncc._tvm import IRBuilder, PrimFunc, T, tirx
 from attncc.schedules.cuda.arguments import Arguments, declare
 from attncc.schedules.cuda.device import (
-    ALL_LANES,
     WARP,
     Registers,
     bind,
@@ -22,6 +21,7 @@ from attncc.schedules.cuda.device import (
     mod,
     number,
     once,
+    over_lanes,
     when,
     whole,
 )  # fmt: skip
@@ -90,14 +90,14 @@ def _combine(spec: AttentionSpec, given: Arguments, splits: Any) -> None:
     with loop("group", ceil_div(splits, WARP)) as group:
         split = group * WARP + lane
         largest[0] = maximum(largest[0], statistic(tirx.min(split, splits - 1), 0))
-    _over_warp(largest, maximum)
+    over_lanes(largest, 0, maximum, WARP)
     largest[0] = choose(largest[0] > number(-math.inf), largest[0], number(0.0))
     total.fill(0.0)
     with loop("group", ceil_div(splits, WARP)) as group:
         split = group * WARP + lane
         with when(split < splits):
             total[0] = total[0] + statistic(split, 1) * exp2((statistic(split, 0) - largest[0]) * unit)
-    _over_warp(total, lambda a, b: a + b)
+    over_lanes(total, 0, lambda a, b: a + b, WARP)
     sums.fill(0.0)
     with loop("group", ceil_div(splits, _COMBINE_WARPS * _IN_FLIGHT)) as group:
         for n in range(_IN_FLIGHT):
@@ -119,10 +119,3 @@ def _combine(spec: AttentionSpec, given: Arguments, splits: Any) -> None:
             for other in range(1, _COMBINE_WARPS):
                 sums[0] = sums[0] + tirx.BufferLoad(shared, [other, at])
             T.buffer_store(given.out, normalized(spec, sums[0], total[0]), out_place(spec, batch, kv_head, row, at))
-
-
-def _over_warp(register: Registers, combine: Any) -> None:
-    """Combine a register over the lanes of a warp."""
-    for distance in (1, 2, 4, 8, 16):
-        other = T.tvm_warp_shuffle_xor(tirx.const(ALL_LANES, "uint32"), register[0], distance, WARP, WARP)
-        register[0] = combine(register[0], other)

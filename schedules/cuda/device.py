@@ -143,16 +143,31 @@ def pack(a: Any, b: Any, dtype: str) -> Any:
     return T.cuda.func_call(name, a, b, source_code=code, return_type="uint32")
 
 
-def instruction(name: str, *operands: Any) -> Any:
-    """A float32 instruction on float32 operands that CUDA C has no plain name for: "rcp.approx.ftz.f32"."""
+def instruction(name: str, *operands: Any, dtype: str = "float32") -> Any:
+    """An instruction on operands of `dtype`, which is also its result's, that CUDA C has no plain name for:
+    "rcp.approx.ftz.f32". In "uint32" are pairs of 16-bit floats.
+    """
+    kind, register = {"float32": ("float", "f"), "uint32": ("unsigned", "r")}[dtype]
     function = "attncc_" + name.replace(".", "_")
     names = [f"x{n}" for n in range(len(operands))]
-    inputs = ", ".join(f'"f"({n})' for n in names)
+    inputs = ", ".join(f'"{register}"({n})' for n in names)
     places = ", ".join(f"%{n}" for n in range(len(names) + 1))
-    body = f'float r; asm("{name} {places};" : "=f"(r) : {inputs}); return r;'
-    parameters = ", ".join(f"float {n}" for n in names)
-    code = f"\n__device__ __forceinline__ float {function}({parameters}) {{ {body} }}\n"
-    return T.cuda.func_call(function, *operands, source_code=code, return_type="float32")
+    body = f'{kind} r; asm("{name} {places};" : "={register}"(r) : {inputs}); return r;'
+    parameters = ", ".join(f"{kind} {n}" for n in names)
+    code = f"\n__device__ __forceinline__ {kind} {function}({parameters}) {{ {body} }}\n"
+    return T.cuda.func_call(function, *operands, source_code=code, return_type=dtype)
+
+
+def again(value: Any, nothing: Any) -> Any:
+    """The int32 `value` plus `nothing`, a run-time value that is 0: what follows from it is computed once more.
+
+    Otherwise compilers keep what was computed of it before, and run out of registers.
+    """
+    code = (
+        "\n__device__ __forceinline__ int attncc_again(int x0, int x1) "
+        '{ int r; asm volatile("add.s32 %0, %1, %2;" : "=r"(r) : "r"(x0), "r"(x1)); return r; }\n'
+    )
+    return T.cuda.func_call("attncc_again", value, nothing, source_code=code, return_type="int32")
 
 
 def exp2(x: Any) -> Any:
@@ -174,8 +189,13 @@ def over_quad(value: Any, combine: Callable[[Any, Any], Any], register: tuple[Re
     """`register` becomes `value` combined over the four lanes that share a row of an accumulator tile."""
     registers, at = register
     registers[at] = value
-    for distance in (1, 2):
-        other = T.tvm_warp_shuffle_xor(tirx.const(ALL_LANES, "uint32"), registers[at], distance, WARP, WARP)
+    over_lanes(registers, at, combine, 4)
+
+
+def over_lanes(registers: Registers, at: int, combine: Callable[[Any, Any], Any], lanes: int) -> None:
+    """A register combined over so many neighbouring lanes, a power of two."""
+    for step in range(lanes.bit_length() - 1):
+        other = T.tvm_warp_shuffle_xor(tirx.const(ALL_LANES, "uint32"), registers[at], 1 << step, WARP, WARP)
         registers[at] = combine(registers[at], other)
 
 

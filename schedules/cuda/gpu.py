@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from attncc.target import Target
 
+LONGEST = 2**29 - 1
+"""Query rows or keys of a call at most, so that positions and their sums are int32."""
 _SHARED = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 """Shared memory that a thread block may have by compute capability, in KiB."""
 

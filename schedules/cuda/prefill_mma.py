@@ -28,9 +28,13 @@ from attncc.schedules.cuda.device import (
     pack,
     ptx,
     when,
+    whole,
 )
 from attncc.schedules.cuda.scores import Scores, lane_column
 from attncc.schedules.cuda.softmax import OnlineSoftmax
+from attncc.schedules.cuda.survey import LISTS
+from attncc.schedules.cuda.surveyed import surveyed
+from attncc.schedules.cuda.visits import visits
 from attncc.schedules.family import Decisions
 from attncc.spec import AttentionSpec
 
@@ -40,7 +44,7 @@ def build(spec: AttentionSpec, decisions: Decisions) -> PrimFunc:
     with IRBuilder() as builder:
         with T.prim_func():
             T.func_name("attention")
-            arguments = declare(spec)
+            arguments = declare(spec, LISTS if surveyed(spec) else (), scratch="int32")
             T.device_entry()
             _Tile(spec, decisions, arguments).compute()
         function: PrimFunc = builder.get()
@@ -71,7 +75,8 @@ class _Tile:
         self.kv_head = bind("kv_head", div(self.head, self.spec.group))
         self.warp, self.lane = bind("warp", div(thread, WARP)), bind("lane", mod(thread, WARP))
         self.row = bind("row", mod(self.lane, 8))  # within a group of eight rows of shared memory
-        self.scores = Scores(self.spec, self.arguments, self.batch, self.head)
+        seat = self.first_row + self.warp * (self.strips * 16) + div(self.lane, 4)
+        self.scores = Scores(self.spec, self.arguments, self.batch, self.head, seat)
 
     def _allocate(self) -> None:
         dtype = self.spec.dtype
@@ -91,14 +96,12 @@ class _Tile:
 
     def compute(self) -> None:
         last = tirx.min(self.first_row + self.rows, self.arguments.q_len) - 1
-        seen = self.scores.keys(self.first_row, last)
-        begin = once("begin", div(seen.lo, self.keys))
-        end = once("end", ceil_div(seen.hi, self.keys))
-        count = once("count", tirx.max(end - begin, 0))
-        given = self.arguments
+        place = (self.batch, self.head, self.first_row, last)
+        self.visits = visits(self.spec, self.scores, place, self.rows, self.keys)
+        count, given = self.visits.count, self.arguments
         self._copy(self.shared_q, self.pitch_k, given.q, self.head, self.first_row, given.q_len, self.rows)
         with when(count > 0):
-            self._copy_keys((end - 1) * self.keys)
+            self._copy_keys(self.visits.key(self.visits.at(whole(0))))
         tensor_core.commit()
         self.query_rows = [self.scores.rows(partial(self._query, strip)) for strip in range(self.strips)]
         self._start()
@@ -108,15 +111,15 @@ class _Tile:
                 for step in range(self.steps):
                     self._load_q(strip, step)
         with loop("tile", count) as tile:
-            key = once("key", (end - 1 - tile) * self.keys)
+            key = once("key", self.visits.key(self.visits.at(tile)))
             _wait()
             self._copy(self.shared_v, self.pitch_v, given.v, self.kv_head, key, given.kv_len, self.keys)
             tensor_core.commit()
             self._first_product()
-            self._change(key, seen)
+            self._change(tile, key)
             _wait()
             with when(tile + 1 < count):
-                self._copy_keys(key - self.keys)
+                self._copy_keys(self.visits.key(self.visits.at(tile + 1)))
             tensor_core.commit()
             for strip in range(self.strips):
                 self.softmax[strip].update(self.s[strip])
@@ -131,7 +134,7 @@ class _Tile:
 
     def _query(self, strip: int, row: int) -> Any:
         """Query row of this thread in a strip: its first (0) or second (1)."""
-        return self.first_row + (self.warp * self.strips + strip) * 16 + div(self.lane, 4) + row * 8
+        return self.scores.seat + strip * 16 + row * 8
 
     def _copy_keys(self, key: Any) -> None:
         given = self.arguments
@@ -178,12 +181,12 @@ class _Tile:
                         at, q_at = (pair * 2 + half) * 4, self._q_at(strip, step)
                         tensor_core.multiply(self.spec.dtype, self.s[strip], at, self.q, q_at, self.b, half * 2)
 
-    def _change(self, key: Any, seen: Any) -> None:
+    def _change(self, tile: Any, key: Any) -> None:
         """Score function everywhere; the mask only in tiles that some row does not see whole."""
         column = key + lane_column(self.lane)
         for strip in range(self.strips):
             self.scores.change(self.s[strip], self.query_rows[strip], column)
-        with when(tirx.any(key < seen.full_lo, key + self.keys > seen.full_hi)):
+        with when(self.visits.partial(self.visits.at(tile), key)):
             for strip in range(self.strips):
                 self.scores.hide(self.s[strip], self.query_rows[strip], column, self.arguments.kv_len)
 

@@ -19,9 +19,11 @@ from typing import Any
 from attncc._tvm import IRBuilder, PrimFunc, T, tirx
 from attncc.schedules.cuda.arguments import declare
 from attncc.schedules.cuda.device import div, loop, ptx, when
-from attncc.schedules.cuda.families import COLUMNS
 from attncc.schedules.cuda.ring import Barriers, Place
+from attncc.schedules.cuda.room import COLUMNS
 from attncc.schedules.cuda.scores import Scores
+from attncc.schedules.cuda.survey import LISTS
+from attncc.schedules.cuda.surveyed import surveyed
 from attncc.schedules.cuda.wgmma_block import Block, tensor_maps
 from attncc.schedules.cuda.wgmma_consumer import Consumer
 from attncc.schedules.family import Decisions
@@ -36,7 +38,7 @@ def build(spec: AttentionSpec, decisions: Decisions) -> PrimFunc:
     with IRBuilder() as builder:
         with T.prim_func():
             T.func_name("attention")
-            arguments = declare(spec)
+            arguments = declare(spec, LISTS if surveyed(spec) else (), scratch="int32")
             maps = tensor_maps(spec, arguments, decisions)
             T.device_entry()
             kernel = Block(spec, decisions, arguments, maps)
@@ -57,13 +59,13 @@ def _produce(kernel: Block) -> None:
 
         def tile(first_row: Any, head: Any, batch: Any) -> None:
             scores = Scores(kernel.spec, kernel.given, batch, head)
-            begin, end, _ = kernel.key_tiles(scores, first_row)
+            visits = kernel.visits(scores, first_row, head, batch)
             kv_head = div(head, kernel.spec.group)
             kernel.queries.wait_free(query)
             _fetch(kernel, "q", kernel.queries, query, kernel.query_size, kernel.wide_k, first_row, head, batch)
             query.advance()
-            with loop("step", tirx.max(end - begin, 0)) as step:
-                key = (end - 1 - step) * kernel.keys
+            with loop("step", visits.count) as step:
+                key = visits.key(visits.at(step))
                 kernel.key_ring.wait_free(place)
                 _fetch(kernel, "k", kernel.key_ring, place, kernel.key_size, kernel.wide_k, key, kv_head, batch)
                 kernel.value_ring.wait_free(place)

@@ -14,9 +14,9 @@ from typing import Any
 
 from attncc._tvm import IRBuilder, PrimFunc, T, tirx
 from attncc.algorithm.lower_expr import Env, lower
+from attncc.algorithm.storage import loaded
 from attncc.schedules.cuda.arguments import Arguments, declare
 from attncc.schedules.cuda.device import (
-    ALL_LANES,
     LOG2E,
     WARP,
     Registers,
@@ -31,9 +31,11 @@ from attncc.schedules.cuda.device import (
     mod,
     number,
     once,
+    over_lanes,
     when,
 )  # fmt: skip
 from attncc.schedules.cuda.functions import library
+from attncc.schedules.cuda.gpu import LONGEST
 from attncc.schedules.cuda.scores import Scores
 from attncc.schedules.cuda.simt_tile import LANES, THREADS, Tile
 from attncc.schedules.family import Decisions
@@ -91,8 +93,8 @@ class _Block:
         with loop("tile", once("count", count)) as number_of:
             key = once("key", begin + number_of * tile.keys)
             self._scores(key, seen.hi)
-            self._weigh()
-            self._copy(given.v, key, tile.pitch_v, self.spec.value_dim)
+            self._weigh(key)
+            self._copy(given.v, key, tile.pitch_v, self.spec.value_dim, self.spec.value_dtype or self.spec.dtype)
             self._second_product()
         self._finish()
         if "weights" in self.spec.outputs:
@@ -148,8 +150,8 @@ class _Block:
     def _wide(self, value: Any) -> Any:
         return tirx.Cast(self.compute_dtype, value)
 
-    def _copy(self, source: Any, first: Any, pitch: int, width: int) -> None:
-        """Keys or values to shared memory, zeros for what does not exist, between two barriers."""
+    def _copy(self, source: Any, first: Any, pitch: int, width: int, kept: str) -> None:
+        """Keys or values of dtype `kept` to shared memory, zeros for what does not exist, between two barriers."""
         given = self.given
 
         def load(row: Any, column: Any) -> None:
@@ -157,7 +159,7 @@ class _Block:
             if width % WARP:
                 exists, at = tirx.all(exists, column < width), tirx.min(column, width - 1)
             place = [self.batch, self.kv_head, tirx.min(first + row, given.kv_len - 1), at]
-            value = choose(exists, self._wide(tirx.BufferLoad(source, place)), self._number(0.0))
+            value = choose(exists, loaded(kept, self.compute_dtype, tirx.BufferLoad(source, place)), self._number(0.0))
             T.buffer_store(self.kv, value, [row * pitch + column])
 
         do(T.cuda.cta_sync())
@@ -178,21 +180,19 @@ class _Block:
         """What an expression's leaves are at a row and a key, inside the tensors where one is read at them."""
         given = self.given
         index = {"b": self.batch, "h": self.head, "i": self._row(row)} | ({} if key is None else {"j": key})
-        if self.scores.reads:
-            index["i"] = tirx.min(index["i"], given.q_len - 1)
-            if key is not None:
-                index["j"] = tirx.min(key, given.kv_len - 1)
+        last = {"i": given.q_len - 1, "j": given.kv_len - 1}
+        inside = {name: tirx.Cast("int64", tirx.min(index[name], last[name])) for name in last if name in index}
         index |= {name: more.pop(name) for name in ("d",) if name in more}
         wide = {name: tirx.Cast("int64", value) for name, value in index.items()}
         return Env(
             self.compute_dtype, wide, given.sizes, given.scalars, given.extras, score, more,
-            functions=library(self.compute_dtype), short=True,
+            functions=library(self.compute_dtype), inside=inside, longest=LONGEST,
         )  # fmt: skip
 
     def _scores(self, key: Any, end: Any) -> None:
         """s becomes x of a tile: score, score function, mask; -inf (0 without a softmax) from `end` on."""
         tile, spec = self.tile, self.spec
-        self._copy(self.given.k, key, tile.pitch_k, spec.head_dim)
+        self._copy(self.given.k, key, tile.pitch_k, spec.head_dim, spec.key_dtype or spec.dtype)
         self._first_product()
         outside = self._number(-math.inf if spec.normalizer == "softmax" else 0.0)
         for row in range(tile.thread_rows):
@@ -229,8 +229,11 @@ class _Block:
     def _element(self, row: int, q: Any, k: Any, column: Any) -> Any:
         return lower(self.spec.element, self._env(row, None, None, q=q, k=k, d=column))
 
-    def _weigh(self) -> None:
-        """s becomes weights relative to the new maxima, and goes to shared memory; o and sums follow."""
+    def _weigh(self, key: Any) -> None:
+        """s becomes weights relative to the new maxima, and goes to shared memory; o and sums follow.
+
+        What is kept there has the scales of the values in it.
+        """
         tile = self.tile
         for row in range(tile.thread_rows):
             own = range(row * tile.thread_keys, (row + 1) * tile.thread_keys)
@@ -238,7 +241,7 @@ class _Block:
                 self.factor[row] = self.maxima[row]
                 for at in own:
                     self.factor[row] = maximum(self.factor[row], self.s[at])
-                self._over_row(self.factor, row, maximum)
+                over_lanes(self.factor, row, maximum, LANES)
                 # -inf less anything is -inf, whose weight is 0: earlier sums of nothing stay nothing.
                 self.left[row] = self._exp(self.maxima[row] - self._base(self.factor[row]))
                 self.maxima[row] = self.factor[row]
@@ -248,14 +251,18 @@ class _Block:
                 for at in own:
                     self.s[at] = self._exp(self.s[at] - self._base(self.maxima[row]))
                     self.left[row] = self.left[row] + self.s[at]
-                self._over_row(self.left, row, lambda a, b: a + b)
+                over_lanes(self.left, row, lambda a, b: a + b, LANES)
                 self.sums[row] = self.sums[row] + self.left[row]
                 for column in range(tile.columns):
                     at = row * tile.columns + column
                     self.o[at] = self.o[at] * self.factor[row]
             for n, at in enumerate(own):
                 place = (self.strip * tile.thread_rows + row) * tile.pitch_p + self.lane + n * LANES
-                T.buffer_store(self.p, self.s[at], [place])
+                T.buffer_store(self.p, self._scaled(self.s[at], row, self._key(key, n)), [place])
+
+    def _scaled(self, weight: Any, row: int, key: Any) -> Any:
+        scale = self.spec.value_scale
+        return weight if scale is None else weight * lower(scale, self._env(row, key))
 
     def _base(self, largest: Any) -> Any:
         """What weights are relative to: -inf - -inf would be NaN."""
@@ -265,12 +272,6 @@ class _Block:
         if self.compute_dtype == "float64":
             return library("float64")["exp"](x)
         return exp2(x * number(LOG2E))
-
-    def _over_row(self, register: Registers, at: int, combine: Callable[[Any, Any], Any]) -> None:
-        """Combine over the lanes that share a row."""
-        for distance in (1, 2, 4, 8):
-            other = T.tvm_warp_shuffle_xor(tirx.const(ALL_LANES, "uint32"), register[at], distance, WARP, WARP)
-            register[at] = combine(register[at], other)
 
     def _second_product(self) -> None:
         """o += p v."""

@@ -23,15 +23,19 @@ def pitch(width: int) -> int:
     return -(-width // 64) * 64
 
 
-def copy(source: Buffer, at: tuple[Any, ...], chunk: Any, exists: Any, to: Buffer, place: Any) -> None:
+def copy(
+    source: Buffer, at: tuple[Any, ...], chunk: Any, exists: Any, to: Buffer, place: Any, elements: int = CHUNK
+) -> None:
     """Start copying a chunk of row `at` (batch, head, row) of a tensor; zeros where it does not exist.
+
+    A chunk has 16 bytes, which are `elements`.
 
     `place` is an index of `to`, which may have leading dimensions: a tuple.
     """
     width = int(source.shape[3])
-    column = chunk * CHUNK
-    if width < pitch(width):
-        exists, column = tirx.all(exists, chunk < width // CHUNK), tirx.min(column, width - CHUNK)
+    column = chunk * elements
+    if width % (8 * elements):
+        exists, column = tirx.all(exists, chunk < width // elements), tirx.min(column, width - elements)
     size = tirx.Cast("uint32", choose(exists, whole(16), whole(0)))
     ptx(_COPY, address(to, place), address(source, (*at, column)), 16, size)
 
@@ -66,8 +70,8 @@ def swizzled(row: Any, chunk: Any, width: int) -> Any:
 
 
 def flipped(chunk: Any, by: int) -> Any:
-    """chunk + by under the swizzle, for even `by` and a swizzled chunk of 0 or 1: one operation."""
-    return tirx.bitwise_xor(chunk, whole(by))
+    """chunk + by under the swizzle, for even `by` and a swizzled chunk of 0 or 1: one of four values and a constant."""
+    return tirx.bitwise_xor(chunk, whole(by % 8)) + by // 8 * 8
 
 
 def address(buffer: Buffer, place: Any) -> Any:

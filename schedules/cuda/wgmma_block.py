@@ -7,9 +7,11 @@ from typing import Any
 from attncc._tvm import T, Var, tirx
 from attncc.schedules.cuda.arguments import Arguments
 from attncc.schedules.cuda.device import attribute, ceil_div, div, do, loop, mod, once, when
-from attncc.schedules.cuda.families import COLUMNS, PrefillWgmma
+from attncc.schedules.cuda.families import PrefillWgmma
 from attncc.schedules.cuda.ring import Barriers
+from attncc.schedules.cuda.room import COLUMNS, panels
 from attncc.schedules.cuda.scores import Scores
+from attncc.schedules.cuda.visits import Visits, visits
 from attncc.schedules.family import Decisions
 from attncc.spec import AttentionSpec
 
@@ -20,19 +22,6 @@ GROUP_ROWS = 64
 SWIZZLE_128 = 3
 _STEP = 79
 """Thread block c takes tile c + _STEP * n of round n, so that none keeps getting the longest."""
-
-
-def panels(width: int) -> int:
-    """Panels of `COLUMNS` columns that rows of `width` take."""
-    return -(-width // COLUMNS)
-
-
-def shared_bytes(spec: AttentionSpec, decisions: Decisions) -> int:
-    """Shared memory of a thread block: query stages, the ring of keys and values, and barriers."""
-    wide_k, wide_v = panels(spec.head_dim), panels(spec.value_dim)
-    queries = decisions["query_stages"] * max(wide_k, wide_v) * decisions["rows"]
-    ring = decisions["stages"] * (wide_k + wide_v) * decisions["keys"]
-    return (queries + ring) * COLUMNS * 2 + 1024
 
 
 def tensor_maps(spec: AttentionSpec, arguments: Arguments, decisions: Decisions) -> dict[str, Any]:
@@ -102,11 +91,10 @@ class Block:
                 head, batch = once("head", mod(over, given.heads)), once("batch", div(over, given.heads))
                 body(first_row, head, batch)
 
-    def key_tiles(self, scores: Scores, first_row: Any) -> tuple[Any, Any, Any]:
-        """First key tile and past the last that some row of the query tile sees, and the keys' bounds."""
+    def visits(self, scores: Scores, first_row: Any, head: Any, batch: Any) -> Visits:
+        """The key tiles that some row of a query tile sees."""
         last = tirx.min(first_row + self.rows, self.given.q_len) - 1
-        seen = scores.keys(first_row, last)
-        return once("begin", div(seen.lo, self.keys)), once("end", ceil_div(seen.hi, self.keys)), seen
+        return visits(self.spec, scores, (batch, head, first_row, last), self.rows, self.keys)
 
 
 def ceil_div_by(a: Any, b: Any) -> Any:

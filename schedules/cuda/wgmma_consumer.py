@@ -20,15 +20,14 @@ from attncc.schedules.cuda.device import (
     when,
     whole,
 )  # fmt: skip
-from attncc.schedules.cuda.families import COLUMNS, STORE_ROWS
 from attncc.schedules.cuda.ring import Barriers, Place
+from attncc.schedules.cuda.room import COLUMNS, CONSUMER_REGISTERS, STORE_ROWS
 from attncc.schedules.cuda.scores import Scores, lane_column
 from attncc.schedules.cuda.softmax import OnlineSoftmax
 from attncc.schedules.cuda.wgmma_block import GROUP, GROUP_ROWS, SWIZZLE_128, Block
 
 _TURN, _STORE = 2, 8
 """First named barriers: whose turn it is to issue products; a warpgroup that is done with its query rows."""
-_CONSUMER_REGISTERS = {2: 240, 3: 160}
 _STORE_TENSOR = "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group"
 _STORE_MATRIX = "stmatrix.sync.aligned.m8n8.x4.shared.b16"
 
@@ -63,7 +62,7 @@ class Consumer:
 
     def run(self) -> None:
         kernel = self.kernel
-        ptx("setmaxnreg.inc.sync.aligned.u32", _CONSUMER_REGISTERS[kernel.consumers])
+        ptx("setmaxnreg.inc.sync.aligned.u32", CONSUMER_REGISTERS[kernel.consumers])
         with when(tirx.EQ(self.which, 0)):
             self._arrive(whole(_TURN))  # the first turn is this warpgroup's
         kernel.each_tile(self.tile)
@@ -71,12 +70,12 @@ class Consumer:
     def tile(self, first_row: Any, head: Any, batch: Any) -> None:
         """One query tile: products and softmax, a step behind each other."""
         kernel = self.kernel
-        scores = self.scores = Scores(self.spec, self.given, batch, head)
+        seat = first_row + self.row_in_tile + div(self.lane, 4)
+        scores = self.scores = Scores(self.spec, self.given, batch, head, seat)
         softmax = self.softmax = OnlineSoftmax(self.spec, scores.unit)
-        begin, end, self.seen = kernel.key_tiles(scores, first_row)
-        count = once("count", tirx.max(end - begin, 0))
-        first = first_row + self.row_in_tile + div(self.lane, 4)
-        self.query_rows = scores.rows(lambda row: first + row * 8)
+        visits = self.visits = kernel.visits(scores, first_row, head, batch)
+        count = visits.count
+        self.query_rows = scores.rows(lambda row: scores.seat + row * 8)
         self.o.fill(0.0)
         softmax.start(scores.sinks(self.query_rows), self.lane)
         kernel.queries.wait_filled(self.query)
@@ -86,7 +85,7 @@ class Consumer:
             self._first_product()
             self._pass_turn()
             self._await_scores(0)
-            self._soften((end - 1) * kernel.keys)
+            self._soften(whole(0))
             self._pack()
             with loop("step", count - 1) as step:
                 kernel.key_ring.wait_filled(self.at_k)
@@ -96,7 +95,7 @@ class Consumer:
                 self._second_product()
                 self._pass_turn()
                 self._await_scores(1)
-                self._soften((end - 2 - step) * kernel.keys)
+                self._soften(step + 1)
                 self._await_result()
                 self._pack()
                 softmax.rescale(self.o)
@@ -147,12 +146,13 @@ class Consumer:
             ring.free(place)
         place.advance()
 
-    def _soften(self, key: Any) -> None:
+    def _soften(self, step: Any) -> None:
         """Scores to weights; the mask is applied only to tiles that some row does not see whole."""
-        key = once("key", key)
+        visit = self.visits.at(step)
+        key = once("key", self.visits.key(visit))
         column = key + lane_column(self.lane)
         self.scores.change(self.s, self.query_rows, column)
-        with when(tirx.any(key < self.seen.full_lo, key + self.kernel.keys > self.seen.full_hi)):
+        with when(self.visits.partial(visit, key)):
             self.scores.hide(self.s, self.query_rows, column, self.given.kv_len)
         self.softmax.update(self.s)
 

@@ -20,7 +20,7 @@ from attncc.algorithm.storage import pack, unpack
 from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
 from attncc.schedules.cpu.prefill_fp32 import PrefillFp32
 from attncc.schedules.cpu.prefill_pairs import PairSchedule
-from attncc.schedules.cpu.prefill_schedule import PrefillSchedule, Registers
+from attncc.schedules.cpu.prefill_schedule import Copies, PrefillSchedule, Registers
 from attncc.target import detect, parse
 
 Golden = Callable[[str, str], None]
@@ -44,33 +44,35 @@ def test_scheduled_text(golden: Golden, dtype: str, mcpu: str) -> None:
     family = PrefillFp32() if dtype == "float32" else PrefillBf16()
     spec = zoo.case("causal", dtype, (1, 1, 8, 8), dims=(8, 8)).spec
     decisions = {"query_block": 32, "key_block": 16, "edge_block": 8, "vectors": 1, "key_rows": 4, "columns": 4}
-    golden(f"tir/prefill_causal_{dtype}_scheduled.py.txt", text(family.module(spec, parse(mcpu), decisions)))
+    module = family.module(spec, parse(mcpu), family.decisions(spec, parse(mcpu)) | decisions)
+    golden(f"tir/prefill_causal_{dtype}_scheduled.py.txt", text(module))
 
 
 @pytest.mark.parametrize("name", zoo.ATTENTIONS)
 def test_scheduling_leaves_the_source_alone(name: str) -> None:
     """TVM 0.27 schedules a nested block in place when it stands in a bare sequence; here each has a loop of its own."""
     spec = zoo.case(name, "float32", (1, 1, 8, 8)).spec
-    function = build(spec, Tiling(32, 16, 16, "float32"))
+    function = build(spec, Tiling(32, 16, 16, "float32", ahead=8))
     before = function.script()
-    PrefillSchedule(function, spec, Registers(16, 1, 4, 4), inline_loads=True).module()
+    PrefillSchedule(function, spec, Registers(16, 1, 4, 4), Copies(False, False)).module()
     assert function.script() == before
 
 
 @pytest.mark.parametrize("name", ["plain", "bilinear", "causal, finite fill", "sigmoid", "weights, NaN rows"])
 def test_scheduling_pairs_leaves_the_source_alone(name: str) -> None:
     spec = zoo.case(name, "bfloat16", (1, 1, 8, 8)).spec
-    function = build(spec, Tiling(32, 16, 16, "bfloat16"))
+    function = build(spec, Tiling(32, 16, 16, "bfloat16", ahead=8))
     before = function.script()
-    PairSchedule(function, spec, Registers(16, 1, 4, 4), padded=False).module()
+    PairSchedule(function, spec, Registers(16, 1, 4, 4), padded=False, copy_keys=False).module()
     assert function.script() == before
 
 
+@pytest.mark.parametrize("ahead", [0, 8])
 @pytest.mark.parametrize("name", ["plain", "strict causal, finfo.min", "alibi", "bilinear"])
-def test_unscheduled_runs(name: str) -> None:
+def test_unscheduled_runs(name: str, ahead: int) -> None:
     """The algorithm computes the attention by itself; schedules only make it fast."""
     case = zoo.case(name, "float32", (1, 2, 21, 37))
-    function = build(case.spec, Tiling(8, 16, 20, "float32"))  # scratch columns beyond the value head
+    function = build(case.spec, Tiling(8, 16, 20, "float32", ahead=ahead))  # scratch columns beyond the value head
     kernel = compile_module(IRModule({NAME: function}), llvm(detect()))[NAME]
     work = torch.tensor([(0, h, h, i) for h in range(2) for i in range(3)], dtype=torch.int32)
     out = torch.full((1, 2, 21, 16), float("nan"))

@@ -25,6 +25,18 @@ def test_cases_mean_what_is_run(kind: str) -> None:
     assert (out - contenders.exactly(case, attention, *inputs, torch.float64)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("cache", ["int8", "float8_e4m3fn"])
+def test_caches_are_read_as_they_are(cache: str) -> None:
+    """Codes and scales give what the rows give that they stand for; and a decode kernel for tensor cores takes them."""
+    case = replace(SMALL, q_len=1, cache=cache)
+    attention, inputs = case.attention("cpu"), case.inputs("cpu")
+    exact, _ = run.reference(case, attention, *inputs)
+    assert (contenders.ours(case, attention)(*inputs) - exact).abs().max() < 1e-5
+    assert case.bytes == sum(t.nbytes for t in inputs[1:])
+    ((spec, _, family, _),) = kernels.wanted([replace(case, dtype="bfloat16", kv_len=500)], HOPPER)
+    assert (family.name, spec.key_dtype, spec.value_dtype) == ("cuda.decode", cache, cache)
+
+
 @pytest.mark.parametrize("kind", ["causal", "ALiBi"])
 def test_the_reference_in_parts_is_the_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = replace(SMALL, kind=kind)

@@ -134,6 +134,9 @@ def test_info(run: Run) -> None:
     assert data["target"]["mcpu"] in out
     assert data["families"][-1]["name"] in out
     assert set(data["families"][-1]["declined"].values()) == {None}, "the last family runs every dtype"
+    gpus = {family["name"]: family["gpus"] for family in data["cuda_families"]}
+    assert gpus["cuda.prefill.wgmma"] == "sm_90a" and gpus["cuda.simt"] == "sm_75 and newer"
+    assert set(gpus) <= set(out.split())
 
 
 def test_cache(run: Run, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,11 @@ import pytest
 
 from attncc import schedules
 from attncc.export import link, support
-from attncc.export.kernels import Call, wanted
+from attncc.export.kernels import Call, Wanted, compile_library, wanted
 from attncc.runtime import build, native
 from attncc.schedules import Problem
 from attncc.spec import AttentionSpec
-from attncc.target import detect
+from attncc.target import detect, parse
 
 SPEC = AttentionSpec(dtype="float32", head_dim=16, value_dim=16)
 
@@ -46,15 +48,30 @@ def test_without_a_linker_the_message_says_what_to_install(monkeypatch: pytest.M
     """Only building needs one."""
     monkeypatch.setattr(link.shutil, "which", lambda name: None)
     monkeypatch.setattr(link.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(link.NoLinker, match=r"binutils.*lld.*pip install ziglang"):
+    with pytest.raises(link.NoLinker, match=r"binutils.*lld.*pip install 'attncc\[cross\]'"):
         link.link([], tmp_path / "x.so", detect())
 
 
 def test_linkers_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One that fails is named with what it said."""
-    monkeypatch.setattr(link, "_linkers", lambda target: iter([("false",), ("no/such/linker",)]))
-    with pytest.raises(link.NoLinker, match=r"Tried false: .*; linker: .*No such file"):
+    tried = [link.Linker("first", ("false",)), link.Linker("second", ("no/such/linker",))]
+    monkeypatch.setattr(link, "_linkers", lambda target: iter(tried))
+    with pytest.raises(link.NoLinker, match=r"Tried first: .*; second: .*No such file"):
         link.link([], tmp_path / "x.so", detect())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="pip install 'attncc[cross]' brings a linker")
+def test_a_library_for_another_architecture(tmp_path: Path) -> None:
+    """Kernels for a machine that is not this one, up to the shared library that its loader takes; ELF's number of
+    AArch64 is 183."""
+    target = parse("neoverse-v1")
+    family = schedules.select(SPEC, Problem(1, 2, 1, 100, 2), target)
+    kernel = Wanted(SPEC, family, family.decisions(SPEC, target), "")
+    linker = compile_library([kernel], target, tmp_path / "kernels.so")
+    library = (tmp_path / "kernels.so").read_bytes()
+    assert linker == "zig" or "aarch64" in linker or "lld" in linker
+    assert (library[:4], *struct.unpack("<HH", library[16:20])) == (b"\x7fELF", 3, 183)
+    assert kernel.symbol.encode() in library
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from models.special_inputs import (
+from models.named_inputs import NAMED
+from models.random_inputs import (
     LENGTH,
-    NAMED,
-    SPECIAL,
     Inputs,
     hidden,
     image,
@@ -22,6 +21,7 @@ from models.special_inputs import (
     text,
     words,
 )
+from models.special_inputs import SPECIAL
 from torch import Tensor, nn
 
 _MISSING = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)")
@@ -86,7 +86,14 @@ def candidates(model: nn.Module) -> Iterator[Inputs]:
     groups += [{n: torch.randn(2, LENGTH, hidden(config))} for n in ("hidden_states", "inputs_embeds") if n in names]
     if "past_values" in names:
         groups.append({"past_values": torch.randn(2, number(config, "context_length", 32), 1)})
+    groups.append(_required(config, names))
     yield from (group for group in groups if group)
+
+
+def _required(config: Any, names: Any) -> Inputs:
+    """What a forward method cannot do without, made by its name; nothing where one of the names says nothing."""
+    required = [n for n, p in names.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    return {n: NAMED[n](config) for n in required} if all(n in NAMED for n in required) else {}
 
 
 def _texts_and_images(config: Any, names: Any, main: str) -> list[Inputs]:

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from models.inputs import accepted
-from models.special_inputs import VOCABULARY
+from models.random_inputs import VOCABULARY
+from models.special_configs import GIVEN, MISSED, SMALL, UNSET
 from torch import nn
 
 HEADS = 4
-LARGEST = 300_000_000
+LARGEST = 500_000_000
 """Parameters that a model may have to be run here."""
 LARGEST_CYCLE = 8
 """Layers that are kept so that the first of each kind is among them."""
@@ -38,27 +39,6 @@ _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "embedding_di
 _INNER = ("intermediate_size", "ffn_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim", "n_inner",
           "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_hidden_size", "mlp_dim")  # fmt: skip
 _STAGES = ("depths", "num_layers_per_stage", "layers_per_stage", "stage_depths", "blocks_per_stage")
-_UNSET = {"prediction_length": 8, "image_token_id": 98, "image_token_index": 98, "n_routed_experts": 4,
-          "num_experts_per_tok": 2, "n_shared_experts": 1, "max_source_positions": 60}  # fmt: skip
-"""Numbers that a default configuration may leave out."""
-_MISSED = {"num_key_value_heads": lambda c: c.num_attention_heads, "rope_theta": lambda c: 10000.0,
-           "initializer_range": lambda c: 0.02, "shared_expert_intermediate_size": lambda c: 256,
-           "pad_token_id": lambda c: 1, "vocab_size": lambda c: VOCABULARY}  # fmt: skip
-"""What a model asks of a configuration that does not have it."""
-_MIXED = {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 64}
-_GIVEN: dict[str, dict[str, Any]] = {
-    "chameleon": {"vocabulary_map": {"<image>": 90}},
-    "emu3": {"vocabulary_map": {"<image>": 90}},
-    "xmod": {"default_language": "en_XX"},
-    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
-    "bamba": {"attn_layer_indices": [1]},
-    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 16},
-    "aya_vision": {"vision_config": {"model_type": "siglip_vision_model", "hidden_size": 768}},
-    "diffusion_gemma_text": _MIXED,
-    "diffusion_gemma": {"text_config": _MIXED},
-    **{name: {"prediction_length": 8} for name in ("time_series_transformer", "autoformer", "informer")},
-}
-"""Arguments without which a configuration makes no model, by the type of the model."""
 _VOCABULARY = ("vocab_size", "text_vocab_size", "audio_vocab_size", "codebook_size", "vocab_size_per_layer_input",
                "encoder_vocab_size", "decoder_vocab_size", "question_encoder_vocab_size",
                "entity_vocab_size")  # fmt: skip
@@ -69,7 +49,7 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_
 
 def configurations(config_class: Any) -> Iterator[Any]:
     """Small configurations, the boldest first."""
-    default = config_class(**_GIVEN.get(config_class.model_type, {}))
+    default = config_class(**GIVEN.get(config_class.model_type, {}))
     for heads, rounds in ((HEADS, 1), (HEADS, 2), (16, 1), (None, 1), (None, 2)):
         try:
             yield _shrunk(default, heads, rounds)
@@ -120,19 +100,21 @@ def _shrunk(config: Any, heads: int | None, rounds: int) -> Any:
         small.image_size = 224 if 224 % int(_get(small, "patch_size", 16) or 16) == 0 else 8 * int(small.patch_size)
     if heads is not None:
         _fewer_heads(small, heads)
+        for name, value in SMALL.get(small.model_type, {}).items():
+            _set(small, name, copy.deepcopy(value))
     return small
 
 
 def _complete(config: Any) -> None:
     """Values for what the default leaves out."""
-    for name, value in _UNSET.items():
+    for name, value in UNSET.items():
         if getattr(config, name, value) is None:
             _set(config, name, value)
     kinds = getattr(config, "layer_types", None) or ()
     if getattr(config, "sliding_window", 8) is None and "sliding_attention" in kinds:
         _set(config, "sliding_window", 8)
     heads, width = (getattr(config, n, None) for n in ("num_attention_heads", "hidden_size"))
-    if getattr(config, "head_dim", 1) is None and isinstance(heads, int) and isinstance(width, int):
+    if vars(config).get("head_dim", 1) is None and isinstance(heads, int) and isinstance(width, int):
         _set(config, "head_dim", width // heads)
     rope = getattr(config, "rope_parameters", None)
     if isinstance(rope, dict) and "mrope_section" in getattr(type(config), "ignore_keys_at_rope_validation", ()):
@@ -276,7 +258,7 @@ def build(config_class: Any, model_classes: Sequence[Any], implementation: str) 
                     problems.append(f"{size / 1e6:.0f} million parameters")
                     continue
                 torch.manual_seed(0)
-                model = model_class._from_config(copy.deepcopy(config), attn_implementation=implementation).eval()
+                model = _made(model_class, copy.deepcopy(config), implementation).eval()
             except Exception as error:
                 problems.append(f"{type(error).__name__}: {error}"[:300])
                 continue
@@ -285,6 +267,16 @@ def build(config_class: Any, model_classes: Sequence[Any], implementation: str) 
             if inputs is not None:
                 return model, inputs
     raise RuntimeError("; ".join(dict.fromkeys(problems)))
+
+
+def _made(model_class: Any, config: Any, implementation: str) -> nn.Module:
+    """A model, or a part of one that is only a module."""
+    if hasattr(model_class, "_from_config"):
+        return model_class._from_config(config, attn_implementation=implementation)
+    config._attn_implementation = implementation
+    part = model_class(config)
+    part.config = config
+    return part
 
 
 _ABSENT = re.compile(r"'(\w+)' object has no attribute '(\w+)'")
@@ -299,7 +291,7 @@ def _size(model_class: Any, config: Any) -> int:
         except AttributeError as error:
             absent = _ABSENT.search(str(error))
             parts = [p for p in (config, *vars(config).values()) if absent and type(p).__name__ == absent[1]]
-            make = _MISSED.get(absent[2], (lambda _: 0.0) if "drop" in absent[2] else None) if absent else None
+            make = MISSED.get(absent[2], (lambda _: 0.0) if "drop" in absent[2] else None) if absent else None
             if absent is None or not parts or make is None:
                 raise
             for part in parts:

@@ -1,4 +1,4 @@
-"""Inputs of models that nothing general leads to: by the type of the model, and by the name of an argument."""
+"""Inputs of models that nothing general leads to: by the type of the model."""
 
 from __future__ import annotations
 
@@ -6,73 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-
-VOCABULARY = 99
-LENGTH = 13
-GRID = torch.tensor([[1, 8, 8], [1, 8, 4]])
-"""Frames, rows and columns of patches of two images, for models that take images of any size in one row."""
-Inputs = dict[str, Any]
-
-
-def number(config: Any, name: str, default: int) -> int:
-    """A number of a configuration, the first where it is a list; `default` where it is not there, None or 0."""
-    value = getattr(config, name, default)
-    value = value[0] if isinstance(value, list | tuple) and value else value
-    return int(value) if isinstance(value, int | float) and value else default
-
-
-def hidden(config: Any) -> int:
-    """The width of a model."""
-    return number(config, "hidden_size", 0) or number(config, "d_model", 64)
-
-
-def words(config: Any, length: int = LENGTH) -> Tensor:
-    """Random words, none of them special."""
-    text = getattr(config, "text_config", None) or config
-    vocabulary = min(number(text, "vocab_size", VOCABULARY), VOCABULARY)
-    return torch.randint(3, max(5, vocabulary - 24), (2, length))
-
-
-def text(config: Any) -> Inputs:
-    """Words of two texts, the second of them padded."""
-    mask = torch.ones(2, LENGTH, dtype=torch.int64)
-    mask[1, 9:] = 0
-    return {"input_ids": words(config), "attention_mask": mask}
-
-
-def image_size(config: Any) -> tuple[int, int]:
-    """Rows and columns of the images that a model takes."""
-    size = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None)
-    size = size or getattr(getattr(config, "backbone_config", None), "image_size", None) or 224
-    rows, columns = size if isinstance(size, list | tuple) else (size, size)
-    return int(rows), int(columns)
-
-
-def image(config: Any, *shape: int) -> Tensor:
-    """Random images."""
-    part = config if hasattr(config, "num_channels") else getattr(config, "vision_config", config)
-    return torch.randn(*(shape or (2,)), number(part, "num_channels", 3), *image_size(config))
-
-
-def mels(config: Any) -> list[int]:
-    """Numbers of frequencies that a model of sounds may take."""
-    names = ("num_mel_bins", "input_feat_per_channel", "feature_size", "input_feat_size", "input_size", "mel_bins",
-             "model_in_dim", "mel_dim")  # fmt: skip
-    parts = [config, *(p for p in vars(config).values() if hasattr(p, "model_type"))]
-    found = [number(part, name, 0) for part in parts for name in names]
-    return list(dict.fromkeys([n for n in found if n] + [80, 128]))
-
-
-def patches(config: Any, names: Any) -> Inputs:
-    """Images of any size as one row of patches, under the names that a forward method gives them."""
-    patch, channels = number(config, "patch_size", 16), number(config, "in_channels", 0)
-    channels = channels or number(config, "num_channels", 3)
-    size = channels * number(config, "temporal_patch_size", 1) * patch * patch
-    rows = "hidden_states" if "hidden_states" in names else "pixel_values"
-    grid = "grid_thw" if "grid_thw" in names else "image_grid_thw"
-    given = {rows: torch.randn(int(GRID.prod(1).sum()), size), grid: GRID}
-    return given | ({"merge_sizes": torch.ones(2, dtype=torch.int64)} if "merge_sizes" in names else {})
+from models.random_inputs import GRID, LENGTH, Inputs, hidden, image, image_size, mels, text, words
+from models.special_parts import PARTS
 
 
 def _series(config: Any) -> Inputs:
@@ -207,7 +142,8 @@ def _layout(config: Any) -> Inputs:
 
 
 def _prompted(config: Any) -> Inputs:
-    pixels, prompt = image(config), image(config)
+    _, columns = image_size(config)
+    pixels, prompt = torch.randn(2, 3, columns, columns), torch.randn(2, 3, columns, columns)
     return {"pixel_values": pixels, "prompt_pixel_values": prompt, "prompt_masks": torch.rand_like(prompt)}
 
 
@@ -216,6 +152,7 @@ def _experts(config: Any) -> Inputs:
 
 
 SPECIAL: dict[str, Callable[[Any], Inputs]] = {
+    **PARTS,
     "mllama_vision_model": _mllama,
     "siglip2_vision_model": _siglip2,
     "time_series_transformer": _series,
@@ -241,7 +178,6 @@ SPECIAL: dict[str, Callable[[Any], Inputs]] = {
     "blip_2_qformer": _query_tokens,
     "superglue": _pair,
     "lightglue": _pair,
-    "efficientloftr": _pair,
     "xclip": _clip_of_frames,
     "udop": _layout,
     "seggpt": _prompted,
@@ -251,10 +187,29 @@ SPECIAL: dict[str, Callable[[Any], Inputs]] = {
         "image_attention_mask": torch.ones(2, LENGTH, 1, dtype=torch.int64),
     },
     "idefics2": lambda c: text(c),
+    "paddleocr_vl_vision": lambda c: {"pixel_values": torch.randn(1, 96, 3, 14, 14), "grid_thw": GRID},
+    "molmo2_vision": lambda c: {"pixel_values": torch.randn(2, 27 * 27, 588)},
+    "clvp": lambda c: {**text(c), "input_features": torch.randn(2, 80, 120)},
+    "rag": lambda c: {
+        **text(c),
+        "context_input_ids": words(c)[:, :7].repeat(2, 1),
+        "context_attention_mask": torch.ones(4, 7, dtype=torch.int64),
+        "doc_scores": torch.randn(2, 2),
+        "decoder_input_ids": words(c, 7),
+        "n_docs": 2,
+    },
+    "xclip_vision_model": lambda c: {"pixel_values": image(c, 2 * c.num_frames)},
+    "videoprism": lambda c: {**text(c), "pixel_values_videos": image(c, 2, c.vision_config.num_frames)},
+    "nemotron3_5_transcribe_audio": lambda c: _frames(c, 128),
+    "efficientloftr": _pair,
     "timesfm2_5": lambda c: {"past_values": torch.randn(2, 4 * c.patch_length)},
     "bridgetower_vision_model": lambda c: {"image": image(c)},
     "clap": lambda c: {**text(c), "input_features": torch.randn(2, 1, 1001, 64)},
-    "tvp": lambda c: {**text(c), "pixel_values": torch.randn(2, 2, 3, c.max_img_size, c.max_img_size)},
+    "tvp": lambda c: {
+        "input_ids": words(c)[:1],
+        "attention_mask": torch.ones(1, LENGTH, dtype=torch.int64),
+        "pixel_values": torch.randn(1, 2, 3, c.max_img_size, c.max_img_size),
+    },
     "deepseek_ocr2_encoder": _experts,
     "perceiver": lambda c: {"inputs": torch.randn(2, LENGTH, c.d_model)},
     "timesfm": lambda c: {
@@ -264,9 +219,3 @@ SPECIAL: dict[str, Callable[[Any], Inputs]] = {
     },
 }
 """Inputs by the type of the model, where nothing else leads to them."""
-
-NAMED: dict[str, Callable[[Any], Any]] = {
-    "task_inputs": lambda c: torch.randint(3, 60, (2, 77)),
-    "input_ids": words,
-}
-"""An argument that a forward method cannot do without, by its name."""

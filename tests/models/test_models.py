@@ -16,9 +16,10 @@ LIGHT = {
     ("bert", "sdpa"), ("deberta-v2", "eager"), ("modernbert", "sdpa"), ("mistral", "eager"), ("gemma2", "eager"),
     ("deepseek-v3", "sdpa"), ("bloom", "eager"), ("gpt2", "sdpa"), ("t5", "eager"), ("swin", "eager"),
     ("vit", "sdpa"), ("clip", "sdpa"), ("wav2vec2", "eager"), ("gpt-oss", "eager"), ("llama", "flex_attention"),
+    ("longformer", "eager"), ("led", "eager"),
 }  # fmt: skip
 WITHOUT_SDPA = {"deberta-v2", "mpnet", "gemma2", "bloom", "xlm", "layoutlm", "roformer", "squeezebert", "mpt", "gptj",
-                "gpt-oss", "swin", "blip", "detr"}  # fmt: skip
+                "gpt-oss", "swin", "blip", "detr", "longformer", "led"}  # fmt: skip
 FLEX = {"bert", "modernbert", "llama", "mistral", "qwen3", "gemma2", "bart", "vit"}
 CASES = [
     pytest.param(name, implementation, marks=() if (name, implementation) in LIGHT else pytest.mark.slow)

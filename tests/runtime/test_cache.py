@@ -29,6 +29,17 @@ def entry(root: Path, key: dict[str, Any] = KEY) -> Path:
     return root / cache.FORMAT / cache.key_name(key)
 
 
+@pytest.mark.parametrize(("kind", "other"), [("cpu", "cuda"), ("cuda", "cpu")])
+def test_a_kernel_depends_on_the_schedules_of_its_kind_alone(kind: str, other: str) -> None:
+    """Else an edit of one kind's would cost the other's kernels, and its tuned records their trust."""
+    sources = build.generators(kind)
+    folders = {source.parent.name for source in sources}
+    assert {"algorithm", "schedules", kind} <= folders and other not in folders
+    depending = [source for source in sources if f"schedules.{other}." in source.read_text()]
+    assert [source.name for source in depending if source.name != "__init__.py"] == []  # which lists all families
+    assert build.code_digest(kind) != build.code_digest(other)
+
+
 def test_what_is_stored_is_loaded(fresh: Path) -> None:
     assert cache.load(KEY) is None
     cache.store(KEY, TEXT)

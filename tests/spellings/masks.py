@@ -350,6 +350,31 @@ def documents_counted_by_separators(q, k, v, tokens):
     return attend(torch.where(seen[:, None], scores(q, k), torch.finfo(q.dtype).min), v)
 
 
+@spelling(same=True)
+def patches_counted_by_their_starts(q, k, v, documents):
+    """As byte latent transformers number the patches that bytes belong to."""
+    ids = (documents.unsqueeze(1) <= torch.arange(q.shape[2])[None, :, None]).sum(dim=-1) - 1
+    seen = (ids.unsqueeze(2) == ids.unsqueeze(1)).unsqueeze(1)
+    hidden = 1.0 - seen.to(q.dtype)
+    return attend(scores(q, k) + hidden.masked_fill(hidden.bool(), torch.finfo(q.dtype).min), v)
+
+
+@spelling(same=True)
+def patches_counted_by_starts_from_lengths(q, k, v, documents):
+    """The same where the first start, 0, is joined to the sums of the lengths."""
+    starts = torch.cat([documents.new_zeros(documents.shape[0], 1), documents.cumsum(dim=-1)[:, :-1]], dim=-1)
+    ids = (starts.unsqueeze(1) <= torch.arange(q.shape[2])[None, :, None]).sum(dim=-1) - 1
+    seen = (ids.unsqueeze(2) == ids.unsqueeze(1)).unsqueeze(1)
+    return attend(torch.where(seen, scores(q, k), torch.finfo(q.dtype).min), v)
+
+
+@spelling()
+def lengths_summed_from_a_mask(q, k, v, keep):
+    lengths = keep.to(torch.int64).sum(dim=-1, keepdim=True)
+    seen = torch.arange(k.shape[2])[None] < lengths
+    return attend(scores(q, k).masked_fill(~seen[:, None, None], float("-inf")), v)
+
+
 @spelling()
 def tree_of_tokens(q, k, v, tree):
     return attend(scores(q, k) + (~tree).float() * torch.finfo(q.dtype).min, v)

@@ -63,6 +63,13 @@ def scale_after_in_place(q, k, v):
     return attend(x, v)
 
 
+@spelling(layout="x", same=True)
+def projected_query_scaled_in_place(x, wq, wk, wv):
+    q, k, v = (F.linear(x, w).unflatten(-1, (4, D)).transpose(1, 2) for w in (wq, wk, wv))
+    q /= D**0.5
+    return ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
 @spelling()
 def scale_and_layer_number_as_megatron(q, k, v):
     layer = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
@@ -30,11 +31,24 @@ def test_cross_compilation(name: str, tmp_path: Path) -> None:
     arch, number = MACHINES[name]
     assert f'target triple = "{arch}-' in text
     assert f'"target-cpu"="{name}"' in text
-    options = {"kind": "llvm", "mtriple": target.triple, "mcpu": target.mcpu, "mattr": list(target.mattr)}
     module = family.module(spec, target, family.decisions(spec, target))
-    compiled = _tvm.compile_module(module, _tvm.Target(options)).mod
+    compiled = _tvm.compile_module(module, _tvm.llvm_target(target)).mod
     path = tmp_path / "kernel.o"
     compiled.write_to_file(str(path), "o")
     header = path.read_bytes()[:20]
     kind, machine = struct.unpack("<HH", header[16:20])
     assert (header[:4], kind, machine) == (b"\x7fELF", 1, number)
+
+
+def test_the_length_of_sve_is_told_to_one_kernel_alone() -> None:
+    """LLVM's optimiser is told by an option of the whole process, its code generator by the functions themselves."""
+    spec = AttentionSpec(dtype="float32", head_dim=16, value_dim=16)
+
+    def text(name: str) -> str:
+        family = schedules.families(parse(name))[-2]
+        found = build.compile_llvm(spec, parse(name), family, family.decisions(spec, parse(name))).decode()
+        return re.sub(r"0x[0-9a-f]+", "", found)  # addresses, by which TVM calls its buffers
+
+    before, long, after = (text(name) for name in ("neoverse-n2", "neoverse-v1", "neoverse-n2"))
+    assert before == after and "vscale_range" not in after
+    assert all("vscale_range(2,2)" in line for line in long.splitlines() if '"target-cpu"=' in line)

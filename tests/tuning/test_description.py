@@ -60,7 +60,7 @@ def test_refusals() -> None:
     assert "neoverse-v1" in str(other.refusal(detect())) and "another machine" in str(other.refusal(detect()))
     small = replace(here, target=replace(detect(), l2=1))
     assert "L2 0" in str(small.refusal(detect()))
-    newer = replace(here, versions=replace(Versions.current(), generators="0" * 64))
+    newer = replace(here, versions=replace(Versions.current(detect()), generators="0" * 64))
     assert "generators" in str(newer.refusal(detect())) and "same attncc" in str(newer.refusal(detect()))
 
 

@@ -1,5 +1,7 @@
 """Who proposes candidates: small spaces whole, large ones by MetaSchedule."""
 
+import itertools
+
 import pytest
 
 from attncc.tuning.measure import Candidate, Outcome
@@ -10,7 +12,8 @@ DEFAULT = Candidate({"tile": 16, "unroll": 1, "fixed": 7})
 
 
 def test_a_small_space_is_proposed_whole_and_nearest_first() -> None:
-    searcher = Everything(SPACE, DEFAULT)
+    points = [Candidate(dict(zip(SPACE, values, strict=True))) for values in itertools.product(*SPACE.values())]
+    searcher = Everything(points, DEFAULT)
     searcher.learn([DEFAULT], [Outcome(1.0)])
     proposed = [*searcher.propose(3), *searcher.propose(10)]
     assert len(set(proposed)) == 5 and DEFAULT not in proposed

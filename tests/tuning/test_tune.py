@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,21 @@ import torch.nn.functional as F
 
 import attncc
 from attncc.cli import app
+from attncc.tuning import sources
 from attncc.tuning.database import Database
 from attncc.tuning.measure import Candidate
 
 
+@pytest.fixture
+def nothing_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No records came with attncc, whatever an earlier test has read of them."""
+    monkeypatch.setattr(sources, "SHIPPED", tmp_path / "none")
+    sources.shipped.cache_clear()
+    yield
+    sources.shipped.cache_clear()
+
+
+@pytest.mark.usefixtures("nothing_shipped")
 def test_nothing_to_tune_is_an_error_in_words(tmp_path: Path) -> None:
     (tmp_path / "linear.py").write_text(
         "import torch\ndef make():\n    return torch.nn.Linear(4, 4), (torch.ones(1, 4),)\n"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from attncc.bench.caches import quantised, restored
 
 Function = Callable[..., Tensor]
 TOKENS, WIDTH = 16384, 2048
@@ -28,13 +30,16 @@ class GpuCase:
     head_dim: int
     kind: str = "full"
     dtype: str = "bfloat16"
+    cache: str | None = None
+    """dtype of the codes that keys and values are kept in, with a scale for each token of each head."""
 
     @property
     def label(self) -> str:
         """Short and complete."""
         heads = f"H{self.heads}" if self.heads == self.kv_heads else f"H{self.heads}/{self.kv_heads}"
         lengths = f"S{self.q_len}" if self.q_len == self.kv_len else f"Sq{self.q_len} Skv{self.kv_len}"
-        return f"B{self.batch} {heads} {lengths} D{self.head_dim} {self.dtype} {self.kind}"
+        cache = f" {self.cache} cache" if self.cache else ""
+        return f"B{self.batch} {heads} {lengths} D{self.head_dim} {self.dtype} {self.kind}{cache}"
 
     @property
     def decode(self) -> bool:
@@ -43,12 +48,16 @@ class GpuCase:
 
     @property
     def bytes(self) -> int:
-        """Of keys and values, each read once."""
-        size: int = getattr(torch, self.dtype).itemsize
-        return 2 * self.batch * self.kv_heads * self.kv_len * self.head_dim * size
+        """Of keys and values, and of their scales, each read once."""
+        size: int = getattr(torch, self.cache or self.dtype).itemsize
+        scale = torch.float32.itemsize if self.cache else 0
+        return 2 * self.batch * self.kv_heads * self.kv_len * (self.head_dim * size + scale)
 
-    def inputs(self, device: str, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v of unit variance; in memory [B, S, H, D], as projections make them, caches [B, H, S, D]."""
+    def inputs(self, device: str, seed: int = 0) -> tuple[Tensor, ...]:
+        """q, k and v of unit variance; in memory [B, S, H, D], as projections make them, caches [B, H, S, D].
+
+        Of a quantised cache: q, the codes of k and v, and their scales.
+        """
         generator = torch.Generator(device).manual_seed(seed)
 
         def rows(heads: int, length: int) -> Tensor:
@@ -57,7 +66,11 @@ class GpuCase:
             laid_out = made.transpose(1, 2)
             return laid_out.contiguous() if self.decode else laid_out
 
-        return rows(self.heads, self.q_len), rows(self.kv_heads, self.kv_len), rows(self.kv_heads, self.kv_len)
+        q, k, v = (rows(*size) for size in ((self.heads, self.q_len), *[(self.kv_heads, self.kv_len)] * 2))
+        if self.cache is None:
+            return q, k, v
+        (k, k_scale), (v, v_scale) = (quantised(t, self.cache) for t in (k, v))
+        return q, k, v, k_scale, v_scale
 
     def attention(self, device: str) -> Attention:
         """What `kind` means at these sizes."""
@@ -133,6 +146,14 @@ KINDS: dict[str, Callable[[GpuCase, str], Attention]] = {
 }  # fmt: skip
 
 
+def plain(given: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v in `dtype`, of the inputs of a case."""
+    q, k, v, *scales = given
+    if scales:
+        k, v = (restored(codes, scale, dtype) for codes, scale in zip((k, v), scales, strict=True))
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
 def cases(quick: bool = False) -> tuple[GpuCase, ...]:
     """Everything that is measured; `quick` leaves a sample of it."""
     grid = [
@@ -148,6 +169,7 @@ def cases(quick: bool = False) -> tuple[GpuCase, ...]:
             (16, 32, 32, 2048, 128), (8, 32, 4, 16384, 64),
         )
     ]  # fmt: skip
+    decode += [replace(case, cache=cache) for case in decode[2:4] for cache in ("int8", "float8_e4m3fn")]
     kinds = [
         GpuCase("scores and masks", 2, WIDTH // dim, WIDTH // dim, 4096, 4096, dim, kind)
         for dim in (64, 128)

@@ -13,11 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import attncc
-from attncc.bench.cuda.cases import Attention, GpuCase
+from attncc.bench.cuda.cases import Attention, GpuCase, plain
 from attncc.runtime.cuda import dispatch
 from attncc.schedules.cuda.families import CUDA
 
-Call = Callable[[Tensor, Tensor, Tensor], Tensor]
+Call = Callable[..., Tensor]
+"""Of the inputs of a case."""
 OURS, OURS_MMA = "attncc", "attncc mma.sync"
 BACKENDS = {
     "SDPA flash": SDPBackend.FLASH_ATTENTION,
@@ -33,11 +34,14 @@ def contenders(case: GpuCase, attention: Attention) -> dict[str, Call]:
     found: dict[str, Call] = {OURS: ours(case, attention)}
     if by_mma(case):
         found[OURS_MMA] = _by_mma(found[OURS])
+    if case.cache is not None:
+        flash = _sdpa(case, attention, SDPBackend.FLASH_ATTENTION)
+        return {**found, "restored, SDPA flash": lambda *given: flash(*plain(given, getattr(torch, case.dtype)))}
     if attention.plain:
         found |= {name: _sdpa(case, attention, backend) for name, backend in BACKENDS.items()}
     elif attention.matrix is not None:
-        matrix, plain = attention.matrix, _sdpa(case, Attention(), SDPBackend.FLASH_ATTENTION)
-        found["product, SDPA flash"] = lambda q, k, v: plain(q @ matrix, k, v)
+        matrix, flash = attention.matrix, _sdpa(case, Attention(), SDPBackend.FLASH_ATTENTION)
+        found["product, SDPA flash"] = lambda q, k, v: flash(q @ matrix, k, v)
     else:
         found["FlexAttention"] = _flex(case, attention)
     if case.batch * case.heads * case.q_len * case.kv_len * 4 <= _EAGER_BYTES and case.group != "prefill":
@@ -56,8 +60,9 @@ def ours(case: GpuCase, attention: Attention) -> Call:
     given: dict[str, Any] = {"score_mod": attention.score_mod, "mask_mod": mask, "bilinear": attention.matrix}
     given |= {"is_causal": attention.causal, "enable_gqa": case.heads != case.kv_heads}
 
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out: Tensor = attncc.attention(q, k, v, **given)
+    def call(q: Tensor, k: Tensor, v: Tensor, *scales: Tensor) -> Tensor:
+        scaled = dict(zip(("k_scale", "v_scale"), scales, strict=False))
+        out: Tensor = attncc.attention(q, k, v, **given, **scaled)
         return out
 
     return call

@@ -15,16 +15,13 @@ from torch import Tensor
 
 import attncc
 from attncc._rich import table
-from attncc.bench.cuda.cases import Attention, GpuCase
+from attncc.bench.cuda.cases import Attention, GpuCase, plain
 from attncc.bench.cuda.contenders import BACKENDS, OURS, OURS_MMA, Call, contenders, exactly
+from attncc.bench.cuda.timing import ROTATED_BYTES, Replays
 
 _ULP = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23}
 _CHECK_BYTES = 2 << 30
 """Of float64 scores at once."""
-_ROTATED_BYTES = 160 << 20
-"""Keys and values of decode that are read before any is read again: thrice the largest L2."""
-_SECONDS = 0.02
-"""Of one contender in one turn."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def run(case: GpuCase, turns: int = 5) -> Result:
     inputs = case.inputs("cuda")
     attention = case.attention("cuda")
     exact, flops = reference(case, attention, *inputs)
-    bound = 2 * _plain_error(case, inputs) + 2 * _ULP[case.dtype] * float(inputs[2].abs().max())
+    bound = 2 * _plain_error(case, inputs) + 2 * _ULP[case.dtype] * float(plain(inputs, torch.float32)[2].abs().max())
     entries, calls = {}, {}
     for name, call in contenders(case, attention).items():
         try:
@@ -112,13 +109,13 @@ def _bound_call(call: Call, given: Sequence[Tensor]) -> Callable[[], Tensor]:
     return lambda: call(*given)
 
 
-def _input_sets(case: GpuCase, inputs: tuple[Tensor, Tensor, Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _input_sets(case: GpuCase, inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
     """Inputs to be used in turn, so that a cache that fits the L2 is read from memory all the same."""
-    count = -(-_ROTATED_BYTES // case.bytes) if case.decode else 1
+    count = -(-ROTATED_BYTES // case.bytes) if case.decode else 1
     return [inputs, *(case.inputs("cuda", seed) for seed in range(1, count))]
 
 
-def reference(case: GpuCase, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, float]:
+def reference(case: GpuCase, attention: Attention, q: Tensor, *cache: Tensor) -> tuple[Tensor, float]:
     """float64 out, and the operations of both products over the pairs that are seen; a few heads at a time."""
     group = case.heads // case.kv_heads
     out = torch.empty(case.batch, case.heads, case.q_len, case.head_dim, dtype=torch.float64, device=q.device)
@@ -131,10 +128,11 @@ def reference(case: GpuCase, attention: Attention, q: Tensor, k: Tensor, v: Tens
                 part = slice(first, first + rows)
                 shifted, seen = _shifted(attention, head * group, first)
                 small = replace(case, batch=1, heads=group, kv_heads=1)
-                given = (q[b : b + 1, heads, part], k[b : b + 1, head : head + 1], v[b : b + 1, head : head + 1])
-                out[b : b + 1, heads, part] = exactly(small, shifted, *given, torch.float64)
+                kept = [t[b : b + 1, head : head + 1] for t in cache]
+                rows_of, keys, values = plain((q[b : b + 1, heads, part], *kept), torch.float64)
+                out[b : b + 1, heads, part] = exactly(small, shifted, rows_of, keys, values, dtype=torch.float64)
                 if b == head == 0:
-                    pairs += seen(given[0].shape[2], case.kv_len, q.device)
+                    pairs += seen(rows_of.shape[2], case.kv_len, q.device)
     return out, 4.0 * case.batch * case.heads * case.head_dim * pairs
 
 
@@ -154,11 +152,11 @@ def _shifted(attention: Attention, head: int, first: int) -> tuple[Attention, Ca
     return replace(attention, score_mod=moved(score, 2), mask_mod=moved(mask, 1)), seen
 
 
-def _plain_error(case: GpuCase, inputs: tuple[Tensor, Tensor, Tensor]) -> float:
+def _plain_error(case: GpuCase, inputs: tuple[Tensor, ...]) -> float:
     """The error of SDPA without score function and mask, on a part of the case."""
-    q, k, v = (t[:1] for t in inputs)
+    q, k, v = plain([t[:1] for t in inputs], getattr(torch, case.dtype))
     q = q[:, :, : min(case.q_len, 512)]
-    small = replace(case, batch=1, q_len=q.shape[2], kind="full")
+    small = replace(case, batch=1, q_len=q.shape[2], kind="full", cache=None)
     exact, _ = reference(small, Attention(), q, k, v)
     grouped = case.heads != case.kv_heads
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
@@ -167,46 +165,17 @@ def _plain_error(case: GpuCase, inputs: tuple[Tensor, Tensor, Tensor]) -> float:
 
 def _timed(calls: dict[str, list[Callable[[], Any]]], turns: int) -> dict[str, float]:
     """Median seconds of a call of each contender, of whose calls a graph is replayed in turns."""
-    graphs = {}
+    replays = {}
     for name, each in calls.items():
         try:
-            graphs[name] = _captured(each)
+            replays[name] = Replays(each)
         except Exception:  # what cannot be captured cannot be timed like the others
             torch.cuda.synchronize()
-    found: dict[str, list[float]] = {name: [] for name in graphs}
+    found: dict[str, list[float]] = {name: [] for name in replays}
     for _ in range(turns):
-        for name, (graph, count, replays) in graphs.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            graph.replay()
-            start.record()
-            for _ in range(replays):
-                graph.replay()
-            end.record()
-            end.synchronize()
-            found[name].append(start.elapsed_time(end) / 1e3 / replays / count)
+        for name, each_of in replays.items():
+            found[name].append(each_of.turn())
     return {name: statistics.median(times) for name, times in found.items()}
-
-
-def _captured(calls: list[Callable[[], Any]]) -> tuple[torch.cuda.CUDAGraph, int, int]:
-    """A graph of the calls, how many they are, and how many replays make a turn."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for call in calls[:2]:
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    repeated = calls * max(1, 8 // len(calls))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in repeated:
-            call()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    graph.replay()
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return graph, len(repeated), max(1, int(_SECONDS / (start.elapsed_time(end) / 1e3)))
 
 
 def report(result: Result, measured: Peaks) -> RenderableType:

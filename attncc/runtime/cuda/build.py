@@ -45,40 +45,64 @@ class CudaKernel:
         return kernel_name(self.spec, self.family)
 
 
-def kernel(spec: AttentionSpec, target: Target, family: CudaFamily, device: int) -> CudaKernel:
-    """The kernels of `spec` on torch's CUDA device number `device`, with the family's decisions.
+def kernel(
+    spec: AttentionSpec,
+    target: Target,
+    family: CudaFamily,
+    decisions: Mapping[str, int],
+    device: int,
+    source: str = stats.DEFAULT,
+) -> CudaKernel:
+    """The kernels of `spec` on torch's CUDA device number `device`; `source` says where the decisions come from.
 
     Raises RuntimeError or ValueError where they cannot be built or loaded.
     """
-    decisions = family.decisions(spec, target)
-    identity = (spec.json, target.key, family.name, device)
+    identity = (spec.json, target.key, family.name, device, *sorted(decisions.items()))
     with _lock:
         found = _kernels.get(identity)
         if found is not None:
             stats.memory_hits.add()
             return found
         key = cache_key(spec, target, family, decisions)
-        made = stored(key, spec, target, family, decisions)
-        module = driver.Module(made.text, device)
-        loaded = {each.name: (module.function(each.symbol, each.shared), each) for each in made.kernels}
-        counters = stats.kernel(kernel_name(spec, family))
-        _kernels[identity] = CudaKernel(spec, target, family, decisions, device, loaded, counters, module)
+        made = stored(key, spec, target, family, decisions, source)
+        _kernels[identity] = load(made, spec, target, family, decisions, device, source)
         return _kernels[identity]
 
 
+def load(
+    made: Code,
+    spec: AttentionSpec,
+    target: Target,
+    family: CudaFamily,
+    decisions: Mapping[str, int],
+    device: int,
+    source: str = stats.DEFAULT,
+) -> CudaKernel:
+    """Machine code as kernels on a device, which neither memory nor disk keeps. Raises as `kernel` does."""
+    module = driver.Module(made.text, device)
+    loaded = {each.name: (module.function(each.symbol, each.shared), each) for each in made.kernels}
+    counters = stats.kernel(kernel_name(spec, family), source)
+    return CudaKernel(spec, target, family, decisions, device, loaded, counters, module)
+
+
 def stored(
-    key: disk.Key, spec: AttentionSpec, target: Target, family: CudaFamily, decisions: Mapping[str, int]
+    key: disk.Key,
+    spec: AttentionSpec,
+    target: Target,
+    family: CudaFamily,
+    decisions: Mapping[str, int],
+    source: str = stats.DEFAULT,
 ) -> Code:
     """Machine code from the cache on disk; else compiled, and kept there. Needs no GPU."""
-    counters = stats.kernel(kernel_name(spec, family))
+    counters = stats.kernel(kernel_name(spec, family), source)
     found = _loaded(key)
     if found is None:
         with disk.building(key):
             found = _loaded(key)  # another process may have published it while this one waited
             if found is None:
                 start = time.perf_counter()
-                source = packed(key) if packed is not None else None
-                found = (source or code.generate(spec, target, family, decisions)).machine(target.mcpu)
+                text = packed(key) if packed is not None else None
+                found = (text or code.generate(spec, target, family, decisions)).machine(target.mcpu)
                 counters.seconds += time.perf_counter() - start
                 counters.compiles.add()
                 disk.store(key, found.to_bytes())

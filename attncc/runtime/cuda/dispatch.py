@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from attncc import expr as ex
 from attncc.options import disabled
-from attncc.runtime import check
+from attncc.runtime import check, stats
 from attncc.runtime.bounded import Bounded
 from attncc.runtime.cuda import build, devices
 from attncc.runtime.cuda.plan import ROW_ELEMENTS, CopyPlan, CudaPlan, PaddedPlan, ProductPlan, dense, readable
@@ -24,6 +24,9 @@ from attncc.schedules.cuda.families import CUDA, CudaFamily, Simt
 from attncc.schedules.family import Problem
 from attncc.spec import DOT, AttentionSpec
 from attncc.target import Target
+
+if TYPE_CHECKING:
+    from attncc.tuning.choose import Choice
 
 _PLANS = 1024
 """Bound on the launch plans that are kept."""
@@ -44,7 +47,7 @@ def outputs(
     Shapes, results and errors are those of `attncc.runtime.dispatch.outputs`.
     """
     # Kernels get bare addresses: whatever tells that a tensor is not what the plan was made for is in the key.
-    usual = len(scalars) and scalars[0] == _usual_scale(k.shape[-1])
+    usual = len(scalars) and scalars[0] == usual_scale(k.shape[-1])
     key: tuple[Any, ...] = (spec, layout, usual, len(scalars), len(integers))
     key += tuple([(t.shape, t.stride(), t.dtype, t.get_device()) for t in (q, k, v, *extras)])
     operands = (q, k, v, extras, scalars, integers)
@@ -77,7 +80,7 @@ def special(spec: AttentionSpec, scalars: Sequence[float]) -> AttentionSpec:
     As a number it is part of the exponent of the softmax; a factor that is known at run time only costs every score a
     multiplication.
     """
-    if not scalars or scalars[0] != _usual_scale(spec.head_dim):
+    if not scalars or scalars[0] != usual_scale(spec.head_dim):
         return spec
     number = ex.Const(scalars[0], "float32")
 
@@ -90,7 +93,8 @@ def special(spec: AttentionSpec, scalars: Sequence[float]) -> AttentionSpec:
 
 
 @cache
-def _usual_scale(head_dim: int) -> float:
+def usual_scale(head_dim: int) -> float:
+    """What scores of such rows are multiplied by unless a model says otherwise."""
     return 1.0 / math.sqrt(head_dim) if head_dim else 1.0
 
 
@@ -119,20 +123,23 @@ def _new_plan(operands: Operands, text: str, layout: str) -> Plan:
         plan = PaddedPlan(spec, layout)
         if not isinstance(select(plan.spec, problem, target)[0], Simt):
             return plan
-    for family in found:
+    for family, chosen in _candidates(spec, problem, target, found):
         copied = tuple(not readable(t, family.row_alignment) for t in (q, k, v))
         if any(copied):
             return CopyPlan(copied, layout, text)
-        built = _built(spec, problem, target, family, layout, operands)
+        built = _built(spec, problem, target, family, chosen, layout, operands)
         if built is not None:
             return built
     return EagerPlan(spec, layout)
 
 
 def widens(spec: AttentionSpec) -> bool:
-    """Whether columns of zeros change nothing, and may be what keeps tensor cores from taking it."""
+    """Whether columns of zeros change nothing, and may be what keeps tensor cores from taking it.
+
+    Codes are kept in caches, which are not copied at every call.
+    """
     narrow = spec.head_dim % ROW_ELEMENTS or spec.value_dim % ROW_ELEMENTS
-    return bool(narrow) and spec.dtype in ("bfloat16", "float16") and spec.element == DOT
+    return bool(narrow) and spec.dtype in ("bfloat16", "float16") and spec.element == DOT and not spec.quantized
 
 
 def by_product(spec: AttentionSpec) -> bool:
@@ -140,25 +147,47 @@ def by_product(spec: AttentionSpec) -> bool:
     return any(extra.name == spec.bilinear and extra.dtype == spec.dtype for extra in spec.extras)
 
 
+def _candidates(
+    spec: AttentionSpec, problem: Problem, target: Target, families: tuple[CudaFamily, ...]
+) -> Iterator[tuple[CudaFamily, Choice]]:
+    """What may run a call, best first: of each family what tuning found, then its analytic decisions."""
+    from attncc.tuning.choose import analytic, choice
+
+    for family in families:
+        chosen = choice(spec, family, target, problem)
+        if chosen.record is not None:
+            yield from ((each, chosen) for each in families if each is chosen.family)
+        yield family, analytic(spec, family, target)
+
+
 def _built(
-    spec: AttentionSpec, problem: Problem, target: Target, family: CudaFamily, layout: str, operands: Operands
+    spec: AttentionSpec,
+    problem: Problem,
+    target: Target,
+    family: CudaFamily,
+    chosen: Choice,
+    layout: str,
+    operands: Operands,
 ) -> Plan | None:
-    """A plan by `family`; None, after one warning, where it cannot be built."""
+    """A plan by what was chosen of `family`; None, after one warning, where it cannot be built."""
     device = operands[0].get_device()
-    identity = (family.name, spec.name, target.key)
+    source = stats.DEFAULT if chosen.record is None else chosen.record.summary
+    identity = (family.name, spec.name, target.key, *sorted(chosen.decisions.items()))
     if identity in _failed:
         return None
     try:
-        return CudaPlan(build.kernel(spec, target, family, device), problem, layout, operands)
+        kernel = build.kernel(spec, target, family, chosen.decisions, device, source)
+        return CudaPlan(kernel, problem, layout, operands)
     except Exception as error:  # whatever went wrong in a compiler, another family or PyTorch can still answer
         _failed.add(identity)
         last = (str(error).strip().splitlines() or [""])[-1]
-        message = f"attncc: no kernel {family.name} for {spec} on {target.mcpu}: {type(error).__name__}: {last}"
+        tuned = "" if chosen.record is None else f" ({source})"
+        message = f"attncc: no kernel {family.name}{tuned} for {spec} on {target.mcpu}: {type(error).__name__}: {last}"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
         return None
 
 
 _plans: Bounded[Plan] = Bounded(_PLANS, 1 << 62)
 _families = CUDA
-_failed: set[tuple[str, str, str]] = set()
-"""(family, spec, target) of what could not be built, and is not tried again."""
+_failed: set[tuple[Hashable, ...]] = set()
+"""(family, spec, target, decisions) of what could not be built, and is not tried again."""

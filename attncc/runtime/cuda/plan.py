@@ -187,10 +187,11 @@ def dense(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def readable(tensor: Tensor, elements: int) -> bool:
-    """Whether rows are dense and start at multiples of `elements`, as far as strides tell; 0 takes all strides."""
-    if not elements:
+def readable(tensor: Tensor, alignment: int) -> bool:
+    """Whether rows are dense and start at multiples of so many bytes, as far as strides tell; 0 takes all strides."""
+    if not alignment:
         return True
+    elements = alignment // tensor.element_size()
     *outer, inner = zip(tensor.shape, tensor.stride(), strict=True)
     return (inner[0] == 1 or inner[1] == 1) and all(size == 1 or stride % elements == 0 for size, stride in outer)
 

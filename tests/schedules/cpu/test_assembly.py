@@ -12,19 +12,21 @@ from dataclasses import dataclass
 
 import pytest
 import zoo
-from assembly import library_calls, product_loops
-from kernel_harness import compile_module
+from assembly import library_calls, product_blocks, product_loops
+from kernel_harness import assembly_of, compile_module
 
 from attncc import expr as ex
 from attncc.schedules import Family
 from attncc.schedules.cpu.decode import Decode
-from attncc.schedules.cpu.prefill_amx import PrefillAmx
+from attncc.schedules.cpu.prefill_amx import PrefillAmx, PrefillAmxFp16
 from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
 from attncc.schedules.cpu.prefill_fp32 import PrefillFp32
+from attncc.schedules.cpu.prefill_mmla import PrefillMmla
 from attncc.spec import AttentionSpec
 from attncc.target import parse
 
-AMX, FP32, BF16, DECODE = PrefillAmx(), PrefillFp32(), PrefillBf16(), Decode()
+AMX, AMX_FP16, FP32, BF16, DECODE = PrefillAmx(), PrefillAmxFp16(), PrefillFp32(), PrefillBf16(), Decode()
+MMLA = PrefillMmla()
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,11 @@ class Machine:
 
 
 FMLA = r"fmla\s+v\d+\.4s, v"
+FMLA_SVE = r"fmla\s+z\d+\.s, p\d+/m, z"
 AVX2 = Machine(FP32, "float32", "haswell", r"vfmadd\d+ps\s.*%ymm")
 AVX512 = Machine(FP32, "float32", "znver4", r"vfmadd\d+ps\s.*%zmm")
 NEON = Machine(FP32, "float32", "cortex-a76", FMLA)
+SVE = Machine(FP32, "float32", "neoverse-v1", FMLA_SVE)
 PREFILL = (
     AVX2,
     AVX512,
@@ -53,17 +57,23 @@ PREFILL = (
     Machine(FP32, "bfloat16", "haswell", r"vfmadd\d+ps\s.*%ymm"),
     Machine(FP32, "float16", "sapphirerapids", r"vfmadd\d+ps\s.*%zmm"),
     Machine(BF16, "bfloat16", "znver4", r"vdpbf16ps\s.*%zmm"),
-    Machine(BF16, "bfloat16", "apple-m2", r"bfdot\s+v\d+\.4s"),
     Machine(BF16, "bfloat16", "neoverse-v1", r"bfdot\s+v\d+\.4s"),
     Machine(FP32, "float16", "apple-m1", FMLA),
+    SVE,
+    Machine(FP32, "float16", "a64fx", FMLA_SVE),
 )
 DECODES = (
     Machine(DECODE, "float32", "haswell", r"vfmadd\d+ps\s.*%ymm", 2),
     Machine(DECODE, "bfloat16", "znver4", r"v(?:dpbf16|fmadd\d+)ps\s.*%zmm", 2),
-    Machine(DECODE, "float32", "neoverse-v1", FMLA, 2),
+    Machine(DECODE, "float32", "neoverse-v1", FMLA_SVE, 2),
     Machine(DECODE, "float16", "neoverse-n2", FMLA, 2),
 )
-SAMPLE = (AVX2, NEON, *PREFILL[5:7])
+TILES = (
+    Machine(AMX, "bfloat16", "sapphirerapids", "tdpbf16ps"),
+    Machine(AMX_FP16, "float16", "graniterapids", "tdpfp16ps"),
+)
+MATRICES = Machine(MMLA, "bfloat16", "neoverse-n2", r"bfmmla\s+v\d+\.4s")
+SAMPLE = (AVX2, NEON, SVE, *PREFILL[5:7], MATRICES)
 """What the default run compiles; the slow one compiles all, for each of `MATRIX`."""
 MATRIX = [(kind, (64, 64)) for kind in ("causal", "boolean mask", "sigmoid")]
 MATRIX += [("causal", dims) for dims in ((80, 80), (128, 128))]
@@ -79,8 +89,7 @@ def compiled(family: Family, spec: AttentionSpec, text: str, changed: tuple[tupl
     target = parse(text)
     declined = family.declines(spec, target)
     assert declined is None, declined
-    module = compile_module(family, spec, target, {**family.decisions(spec, target), **dict(changed)})
-    return str(module.mod.inspect_source("asm"))
+    return assembly_of(family, spec, target, {**family.decisions(spec, target), **dict(changed)})
 
 
 def check_products(machine: Machine, spec: AttentionSpec, changed: Mapping[str, int] | None = None) -> None:
@@ -134,39 +143,42 @@ def test_register_tiles_take_no_memory() -> None:
 
 
 def check_decode(machine: Machine, spec: AttentionSpec) -> None:
-    """Loops that multiply keep their sums in registers, if not all of a long query; nothing of libm is called."""
+    """Loops that multiply keep their sums in registers, if not all of a long query; nothing of libm is called.
+
+    LLVM unrolls the short ones (the few pairs of a chunk of values) whole: a sum that is stored there is stored once,
+    not in each step, so that few of them do no harm.
+    """
     code, arch = compiled(machine.family, spec, machine.text), parse(machine.text).arch
+    blocks = product_blocks(code, arch, machine.multiply, 8)
+    assert len(blocks) >= 2, f"{len(blocks)} blocks of products in {machine}"
+    often = {b.label: b.spilled_sums for b in blocks if len(b.spilled_sums) * 4 > b.count(machine.multiply)}
+    assert not often, f"{machine}, {spec}: {often}"
     loops = product_loops(code, arch, machine.multiply, machine.least)
-    inside = sum(loop.count(machine.multiply) for loop in loops)
-    total = sum(re.match(machine.multiply, line.strip()) is not None for line in code.splitlines())
-    unrolled = total - inside >= machine.least  # as LLVM does with the few pairs of a chunk of values
-    assert len(loops) + unrolled >= 2, f"{len(loops)} loops of products in {machine}"
     spills = {loop.label: loop.spilled_sums for loop in loops if loop.spilled_sums}
     assert not spills, f"{machine}, {spec}: {spills}"
     check_calls(machine, spec)
 
 
-def check_tiles(spec: AttentionSpec) -> None:
+def check_tiles(spec: AttentionSpec, machine: Machine) -> None:
     """Both products of AMX, in full steps and at edges: sums are zeroed and stored, and never loaded in between."""
-    machine = Machine(AMX, "bfloat16", "sapphirerapids", "tdpbf16ps")
-    code = compiled(AMX, spec, machine.text)
-    counts = {
-        name: len(re.findall(rf"\s{name}\s", code)) for name in ("tdpbf16ps", "tileloadd", "tilestored", "tilezero")
-    }
+    code = compiled(machine.family, spec, machine.text)
+    names = (machine.multiply, "tileloadd", "tilestored", "tilezero")
+    counts = {name: len(re.findall(rf"\s{name}\s", code)) for name in names}
     assert counts["tilezero"] == counts["tilestored"] >= 16, counts
-    assert counts["tdpbf16ps"] == counts["tileloadd"] >= 16, counts  # each operand is multiplied twice
+    assert counts[machine.multiply] == counts["tileloadd"] >= 16, counts  # each operand is multiplied twice
     assert len(re.findall(r"\sldtilecfg\s", code)) == len(re.findall(r"\stilerelease\s", code)) == 1
     check_calls(machine, spec)
 
 
-def test_amx() -> None:
-    check_tiles(spec_of("soft cap", "bfloat16", (64, 64)))
+@pytest.mark.parametrize("machine", TILES, ids=str)
+def test_amx(machine: Machine) -> None:
+    check_tiles(spec_of("soft cap", machine.dtype, (64, 64)), machine)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "dims"), [(kind, dims) for kind, dims in MATRIX if dims[0] % 32 == 0])
 def test_amx_matrix(kind: str, dims: tuple[int, int]) -> None:
-    check_tiles(spec_of(kind, "bfloat16", dims))
+    check_tiles(spec_of(kind, "bfloat16", dims), TILES[0])
 
 
 @pytest.mark.parametrize("machine", DECODES[:2], ids=str)
@@ -182,11 +194,11 @@ def test_decode_matrix(machine: Machine, group: int, dims: tuple[int, int]) -> N
 
 
 def test_a_tile_larger_than_the_registers_is_found() -> None:
-    """The check can fail: 24 sums of AVX2 do not fit 16 registers, nor 40 of AVX-512 32."""
+    """The check can fail: 24 sums of AVX2 do not fit 16 registers, nor 40 of AVX-512 or SVE 32."""
     spec = spec_of("plain", "float32", (64, 64))
-    for machine, vectors, rows in ((AVX2, 3, 8), (AVX512, 5, 8)):
+    for machine, vectors, rows in ((AVX2, 3, 8), (AVX512, 5, 8), (SVE, 5, 8)):
         changed = {"vectors": vectors, "key_rows": rows, "columns": rows, "query_block": vectors * 32}
-        with pytest.raises(AssertionError, match=r"rsp"):
+        with pytest.raises(AssertionError, match=r"%rsp|mul vl"):
             check_products(machine, spec, changed)
 
 

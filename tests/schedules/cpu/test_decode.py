@@ -182,11 +182,25 @@ def test_splits_agree() -> None:
         {"key_rows": 4},
         {"key_chunk": 1, "key_rows": 1},
         {"column_sets": 1},
+        {"value_rows": 64, "least_split": 1024},
         {"strands": 8, "key_chunk": 8, "keys": 64},
+        {"ahead": 0},
+        {"ahead": 500, "row_chunk": 1, "value_rows": 2},
     ],
 )
 def test_decisions(decisions: dict[str, int]) -> None:
     check(FAMILY, zoo.case("causal", "float32", (1, 2, 2, 150), dims=(40, 56), group=4, decisions=decisions))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "group", "asks"),
+    [("float32", 1, True), ("float32", 4, True), ("bfloat16", 2, False), ("bfloat16", 4, True), ("float16", 1, False)],
+)
+def test_memory_is_asked_for_ahead(dtype: str, group: int, asks: bool) -> None:
+    """Where rows share keys, or are long: the kernel prefetches, and only there."""
+    spec = zoo.case("plain", dtype, (1, group, 1, 8), dims=(64, 64), group=group).spec
+    text = FAMILY.module(spec, detect(), FAMILY.decisions(spec, detect())).script()
+    assert ("attncc_prefetch" in text) == asks
 
 
 def test_bad_decisions() -> None:
@@ -210,14 +224,33 @@ def test_module_is_deterministic() -> None:
     assert len(texts) == 1
 
 
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "group", "rows"),
+    [("float32", 64, 4, 15), ("float32", 128, 4, 24), ("float32", 128, 8, 16), ("bfloat16", 64, 2, 9),
+     ("bfloat16", 64, 4, 12), ("bfloat16", 64, 8, 9)],
+)  # fmt: skip
+def test_rows_that_it_suits(dtype: str, head_dim: int, group: int, rows: int) -> None:
+    """Up to so many: with one more, prefill is faster."""
+    spec = zoo.case("plain", dtype, (1, group, 1, 8), dims=(head_dim, head_dim), group=group).spec
+    suited = [n for n in range(1, 40) if FAMILY.suits(spec, Problem(1, 4 * group, n, 4096, 2))]
+    assert suited == list(range(1, rows + 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_many_rows(dtype: str) -> None:
+    check(FAMILY, zoo.case("causal", dtype, (1, 3, 24, 150), dims=(72, 40), group=3))
+
+
 def test_splits() -> None:
     """As few as keep all threads busy, and none for short caches."""
     assert best_splits(32, 4096, 2) == 1
     assert best_splits(1, 4096, 2) == 2
     assert best_splits(3, 4096, 2) == 2
-    assert best_splits(1, 70, 2) == 1
+    assert best_splits(1, 300, 2) == 1
+    assert best_splits(1, 70, 2, least=32) == 2
     assert best_splits(1, 4096, 16) == 16
     assert best_splits(8, 0, 16) == 1
+    assert best_splits(1, 4096, 16, least=1024) == 4
 
 
 def test_launch() -> None:

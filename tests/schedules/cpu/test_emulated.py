@@ -12,31 +12,49 @@ from kernel_harness import check, run
 
 from attncc.schedules import Family
 from attncc.schedules.cpu.decode import Decode
-from attncc.schedules.cpu.prefill_amx import PrefillAmx
+from attncc.schedules.cpu.prefill_amx import PrefillAmx, PrefillAmxFp16
 from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
 from attncc.schedules.cpu.prefill_fp32 import PrefillFp32
+from attncc.schedules.cpu.prefill_mmla import PrefillMmla
+from attncc.schedules.cpu.short import Short
 from attncc.target import parse
 
-AMX, BF16, FP32, DECODE = PrefillAmx(), PrefillBf16(), PrefillFp32(), Decode()
-# None with SVE: for vectors of a length that only the machine knows, LLVM has no code on another one.
+AMX, AMX_FP16, MMLA, BF16, FP32, DECODE, SHORT = (
+    PrefillAmx(), PrefillAmxFp16(), PrefillMmla(), PrefillBf16(), PrefillFp32(), Decode(), Short()
+)  # fmt: skip
 MACHINES = [
     pytest.param(AMX, "bfloat16", "sapphirerapids", id="amx"),
+    pytest.param(AMX_FP16, "float16", "graniterapids", id="amx-fp16"),
+    pytest.param(MMLA, "bfloat16", "neoverse-v1", id="bfmmla"),
     pytest.param(BF16, "bfloat16", "apple-m2", id="neon-bf16"),
     pytest.param(FP32, "float32", "cortex-a76", id="neon-fp32"),
     pytest.param(FP32, "float16", "apple-m1", id="neon-fp16"),
     pytest.param(DECODE, "float32", "apple-m1", id="decode-neon"),
 ]
+SVE = [
+    pytest.param(FP32, "float32", "neoverse-v1", id="sve-fp32"),
+    pytest.param(FP32, "float16", "a64fx", id="sve-512-fp16", marks=pytest.mark.slow),
+    pytest.param(DECODE, "float32", "neoverse-v1", id="decode-sve", marks=pytest.mark.slow),
+    pytest.param(SHORT, "float32", "neoverse-v1", id="short-sve", marks=pytest.mark.slow),
+]
+"""Of other kinds of attention and sizes they compute what AVX2's kernels do: vectors are as long."""
 
 
 def case_of(family: Family, name: str, dtype: str, dims: tuple[int, int] = (64, 64)) -> zoo.Case:
-    sizes = (2, 1, 3, 300) if family is DECODE else (1, 2, 83, 300)
+    sizes = {DECODE: (2, 1, 3, 300), SHORT: (1, 2, 83, 100)}.get(family, (1, 2, 83, 300))
     return zoo.case(name, dtype, sizes, group=2, dims=dims, strided=True)
 
 
-@pytest.mark.parametrize(("family", "dtype", "text"), MACHINES[:3])
+@pytest.mark.parametrize(("family", "dtype", "text"), [*MACHINES[:5], *SVE])
 def test_causal(family: Family, dtype: str, text: str) -> None:
     """Full steps, edges, a tile of queries that is not full, grouped heads, strided rows."""
     check(family, case_of(family, "causal", dtype), parse(text))
+
+
+@pytest.mark.parametrize("name", ["int8 cache, scales by token", "float8 cache, scales by head"])
+def test_codes_on_tile_registers(name: str) -> None:
+    """Codes of a quantised cache are numbers of bfloat16: keys as they are, values times their scales, rounded."""
+    check(AMX, case_of(AMX, name, "bfloat16", (32, 40)), parse("sapphirerapids"))
 
 
 KINDS = ("bias", "boolean mask", "bilinear by head", "causal, NaN rows", "sigmoid", "sliding cache, finfo.min",

@@ -37,6 +37,22 @@ def test_key_blocks_fit_the_cache() -> None:
     assert sizes == [128, 128, 64] and small == [128, 32, 32]
 
 
+def test_windows_have_wider_edges() -> None:
+    """Where both ends of what a tile sees move with it: of one end, or none, most steps are full ones."""
+    found = {}
+    for name in ("plain", "causal", "window", "padding"):
+        for family, dtype in ((FP32, "float32"), (BF16, "bfloat16")):
+            spec = zoo.case(name, dtype, (1, 1, 8, 8), dims=(64, 64)).spec
+            decisions = family.decisions(spec, replace(parse("znver4"), l2=1 << 20))
+            found[name, dtype] = decisions["key_block"], decisions["edge_block"]
+    assert found == {
+        **{(name, "float32"): (128, 32) for name in ("plain", "causal", "padding")},
+        **{(name, "bfloat16"): (256, 32) for name in ("plain", "causal", "padding")},
+        ("window", "float32"): (128, 64),
+        ("window", "bfloat16"): (128, 64),
+    }
+
+
 @pytest.mark.parametrize(
     ("family", "dtype", "text", "expected"),
     [

@@ -17,7 +17,7 @@ from attncc import expr as ex
 from attncc.schedules import Family, Problem
 from attncc.schedules.cpu.fallback import Fallback
 from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
-from attncc.schedules.cpu.prefill_fp32 import PrefillFp32
+from attncc.schedules.cpu.prefill_fp32 import NEVER, PrefillFp32
 from attncc.schedules.cpu.work import alternate, tile_costs
 from attncc.spec import AttentionSpec, Extra
 from attncc.target import detect, parse
@@ -246,6 +246,7 @@ def test_finite_fill_counts_hidden_keys_where_it_must() -> None:
         {"vectors": 4, "key_rows": 6, "columns": 4, "key_block": 96, "edge_block": 24},
         {"vectors": 1, "key_rows": 16, "query_block": 16},
         {"columns": 10},
+        {"copy_keys": 1, "copy_values": 1, "deal_from": 1},
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -253,7 +254,9 @@ def test_decisions(dtype: str, decisions: dict[str, int]) -> None:
     """Every point of the space is right, if not as fast."""
     if detect().vector_bits != 512:
         pytest.skip("these decisions are for 512-bit vectors")
-    check(family_of(dtype), zoo.case("causal", dtype, (1, 2, 70, 300), dims=(40, 20), decisions=decisions))
+    strided = "copy_keys" in decisions
+    case = zoo.case("causal", dtype, (1, 2, 70, 300), dims=(40, 20), decisions=decisions, strided=strided)
+    check(family_of(dtype), case)
 
 
 def test_bad_decisions() -> None:
@@ -261,6 +264,9 @@ def test_bad_decisions() -> None:
     good = FP32.decisions(spec, detect())
     with pytest.raises(ValueError, match="do not fit"):
         FP32.module(spec, detect(), {**good, "key_block": good["key_rows"] + 1})
+    half = zoo.case("plain", "float16", (1, 1, 8, 8)).spec
+    with pytest.raises(ValueError, match="are copied"):
+        FP32.module(half, detect(), {**FP32.decisions(half, detect()), "copy_values": 0})
 
 
 @pytest.mark.parametrize("text", ["llvm -mcpu=x86-64", "llvm -mcpu=x86-64-v3"])
@@ -282,11 +288,12 @@ def test_declined() -> None:
     assert additive is not None and "multiplies q by k" in additive.reason
 
 
-def test_work_is_complete_and_balanced() -> None:
+@pytest.mark.parametrize("deal_from", [1, NEVER])
+def test_work_is_complete_and_balanced(deal_from: int) -> None:
     """Every tile once; each thread's run of a causal head is about as heavy as the others'."""
     spec = zoo.case("causal", "float32", (1, 1, 8, 8), group=2).spec
     for problem in (Problem(1, 2, 4096, 4096, 2), Problem(2, 4, 1000, 1300, 3), Problem(1, 2, 1, 0, 4)):
-        work = FP32.launch(spec, {"query_block": 64}, problem).work
+        work = FP32.launch(spec, {"query_block": 64, "deal_from": deal_from}, problem).work
         blocks = -(-problem.q_len // 64)
         assert work.dtype == np.int32
         expected = [
@@ -298,13 +305,34 @@ def test_work_is_complete_and_balanced() -> None:
         assert max(parts) - min(parts) <= 2 * costs.max()
 
 
+def test_work_that_is_dealt_out() -> None:
+    """Threads, whose runs TVM makes as long as the first, are at the same head, and take heavy tiles in turn."""
+    spec = zoo.case("causal", "float32", (1, 1, 8, 8)).spec
+    work = FP32.launch(spec, {"query_block": 64, "deal_from": 256}, Problem(1, 2, 256, 256, 3)).work
+    runs = [[tuple(row) for row in work[first : first + 3, 2:].tolist()] for first in range(0, 8, 3)]
+    assert runs == [[(0, 3), (1, 2), (1, 1)], [(0, 2), (1, 3), (1, 0)], [(0, 1), (0, 0)]]
+
+
+def test_heads_beyond_l2_are_dealt_out() -> None:
+    """As the model says: from 2048 keys of 64 columns in float32 on where L2 has 1 MiB; never under a window."""
+    target = parse("znver4")
+    plain, window = (
+        zoo.case(name, "float32", (1, 1, 8, 8), dims=(64, 64)).spec for name in ("plain", "window by head")
+    )
+    assert FP32.decisions(plain, target)["deal_from"] == target.l2 // 512
+    assert FP32.decisions(window, target)["deal_from"] == NEVER
+    for kv_len, first in ((target.l2 // 512 - 1, [0, 1]), (target.l2 // 512, [0, 3])):
+        work = FP32.launch(plain, FP32.decisions(plain, target), Problem(1, 2, 256, kv_len, 2)).work
+        assert work[:2, 3].tolist() == first
+
+
 def test_work_under_masks_that_are_data() -> None:
     """Each thread gets heads of all batches where padding differs, and late rows with early ones where rows differ."""
     padded = zoo.case("padding", "float32", (1, 1, 8, 8)).spec
-    work = FP32.launch(padded, {"query_block": 64}, Problem(2, 2, 128, 128, 2)).work
+    work = FP32.launch(padded, {"query_block": 64, "deal_from": NEVER}, Problem(2, 2, 128, 128, 2)).work
     assert [{int(b) for b in part[:, 0]} for part in np.array_split(work, 2)] == [{0, 1}, {0, 1}]
     tensor = zoo.case("boolean mask", "float32", (1, 1, 8, 8)).spec
-    work = FP32.launch(tensor, {"query_block": 64}, Problem(1, 1, 256, 256, 2)).work
+    work = FP32.launch(tensor, {"query_block": 64, "deal_from": NEVER}, Problem(1, 1, 256, 256, 2)).work
     assert work[:, 3].tolist() == [3, 0, 2, 1]
 
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 import zoo
 
@@ -64,8 +59,10 @@ def test_what_of_the_zoo_is_refused() -> None:
     outputs = ["plus one", "relu, causal", "statistics", "weights, NaN rows", "weights, finite fill"]
     for family in CUDA:
         expected = {*products, *caches, *outputs, *(["sigmoid"] if isinstance(family, Decode) else [])}
+        if isinstance(family, Decode):
+            expected -= {"int8 cache, scales by token"}
         if isinstance(family, Simt):
-            expected = {*caches}
+            expected = set()
         assert {n for n, a in zoo.ATTENTIONS.items() if reason(family, spec(group=2, **a.fields))} == expected
 
 
@@ -85,7 +82,7 @@ def test_tiles_fit_every_gpu() -> None:
         for dim in (64, 128, 192, 256):
             given = spec(dim)
             if not reason(Decode(), given, target):
-                assert Decode().shared_bytes(given, Decode().decisions(given, target)) <= shared_limit(target)
+                assert Decode().room(given, Decode().decisions(given, target)).shared <= shared_limit(target)
             for dtype in ("float32", "float64"):
                 assert not reason(Simt(), spec(dim, dtype), target)
     assert "more than the 101376 bytes" in reason(Decode(), spec(256), Target(**{**vars(HOPPER), "mcpu": "sm_86"}))
@@ -130,30 +127,3 @@ def test_instructions(family: CudaFamily, target: Target, instructions: tuple[st
     source = cuda_source(module, target.mcpu)
     assert [i for i in instructions if i not in source] == []
     assert source == cuda_source(family.module(given, target, family.decisions(given, target)), target.mcpu)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-@pytest.mark.parametrize("dim", [128, 256])
-@pytest.mark.parametrize(
-    ("family", "target"),
-    [(PrefillMma(), AMPERE), (PrefillWgmma(), HOPPER), (Decode(), AMPERE)],
-    ids=lambda value: getattr(value, "name", ""),
-)
-def test_compiles(family: CudaFamily, target: Target, dim: int, tmp_path: Path) -> None:
-    """To machine code, with few registers spilled and no warning that tensor-core instructions wait for each other."""
-    import tvm_ffi
-
-    from attncc._tvm import cuda_source
-
-    given = spec(dim, mask=CAUSAL)
-    path = tmp_path / "kernel.cu"
-    path.write_text(cuda_source(family.module(given, target, family.decisions(given, target)), target.mcpu))
-    include = Path(tvm_ffi.__file__).parent / "include"
-    arch = target.mcpu.removeprefix("sm_")
-    options = ["-cubin", "-std=c++17", "-O3", "-Xptxas", "-v", f"-gencode=arch=compute_{arch},code=sm_{arch}"]
-    command = ["nvcc", *options, "-ftz=true", "-prec-div=false", f"-I{include}", str(path), "-o", str(tmp_path / "k")]
-    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    assert "Potential Performance Loss" not in report
-    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", report)]
-    assert spilled and max(spilled) <= (288 if family.name == "cuda.decode" and dim == 256 else 64)
