@@ -158,6 +158,14 @@ def library(name: str, x: tirx.Expr) -> tirx.Expr:
     return tirx.call_pure_extern(dtype_of(x), name + ("f" if dtype_of(x) == "float32" else ""), x)
 
 
+def nearbyint(x: tirx.Expr) -> tirx.Expr:
+    """x rounded to a whole number, halves to the even one.
+
+    Of its own operator TVM 0.27 does not know that it works on vectors, and takes the loops around it apart.
+    """
+    return tirx.call_llvm_pure_intrin(dtype_of(x), "llvm.nearbyint", x)
+
+
 def exp2(x: tirx.Expr, *, at_most_zero: bool = False, short: bool = False) -> tirx.Expr:
     """2**x to 1 ulp: exactly 0 below -126 (-1022 for float64), +inf from 128 (1024) on; NaN passes.
 
@@ -171,7 +179,7 @@ def exp2(x: tirx.Expr, *, at_most_zero: bool = False, short: bool = False) -> ti
         def power(n: tirx.Expr) -> tirx.Expr:
             return share(x - n, lambda f: _scale(1.0 + f * _horner(coefficients, f), n))
 
-        return share(tirx.nearbyint(x), power)
+        return share(nearbyint(x), power)
 
     return share(x, lambda x: _saturate(x, polynomial(x), 1.0, at_most_zero))
 
@@ -185,7 +193,7 @@ def exp(x: tirx.Expr) -> tirx.Expr:
             r = (x - n * const(high, x)) - n * const(low, x)
             return share(r, lambda r: _scale(1.0 + (r + r * r * _horner(_EXP[dtype_of(x)], r)), n))
 
-        return share(tirx.nearbyint(x * const(LOG2E, x)), power)
+        return share(nearbyint(x * const(LOG2E, x)), power)
 
     return share(x, lambda x: _saturate(x, polynomial(x), 1 / LOG2E, False))
 

@@ -107,5 +107,5 @@ _FLOATING: Mapping[str, Callable[..., Any]] = {
     "sign": _float_sign, "exp": numeric.exp, "exp2": numeric.exp2, "log": numeric.log, "log2": numeric.log2,
     "log1p": numeric.log1p, "tanh": numeric.tanh, "sigmoid": numeric.sigmoid, "erf": numeric.erf, "sqrt": tirx.sqrt,
     "rsqrt": lambda x: 1.0 / tirx.sqrt(x), "sin": tirx.sin, "cos": tirx.cos, "floor": tirx.floor, "ceil": tirx.ceil,
-    "round": tirx.nearbyint,
+    "round": numeric.nearbyint,
 }  # fmt: skip
