@@ -75,7 +75,7 @@ def _import_functions(spec: AttentionSpec, tiling: Tiling) -> None:
     turned = {spec.dtype} | {load.dtype for load in pair_loads(spec.score_mod, spec.mask)}
     for text in (
         OPAQUE,
-        transpose_text(turned, tiling.turned_rows),
+        transpose_text(turned, tiling.turning),
         survey_text(known) if known is not None else "",
         PREFETCH if tiling.ahead else "",
     ):

@@ -13,6 +13,7 @@ from attncc.algorithm import numeric
 from attncc.algorithm.lower_expr import Env
 from attncc.algorithm.signature import Signature, compute_dtype
 from attncc.algorithm.storage import storage_dtype, unpack
+from attncc.algorithm.transpose import ANY, Turning
 from attncc.algorithm.visibility import biases
 from attncc.spec import AttentionSpec
 
@@ -34,8 +35,8 @@ class Tiling:
     """Keys of an edge step, which `keys` is a multiple of; 0 for `keys`. Diagonals and short sequences waste less."""
     ahead: int = 0
     """Rows of k between what is multiplied and what memory is asked for (`prefetch`); 0 where it is not asked."""
-    turned_rows: tuple[int, ...] = ()
-    """Bits that a row may have where squares are turned (`transpose`); empty for any."""
+    turning: Turning = ANY
+    """How squares of vectors are turned over."""
 
     @property
     def edge(self) -> int:

@@ -1,8 +1,7 @@
 """Tiles turned over: queries lie in lanes, while what a tensor holds of a query follows each other in its row.
 
 Squares of 16 elements are turned in registers by shuffles, in LLVM IR, which has them where TIR has none; what is left
-over at the borders goes element by element. The same text serves every target but SVE: LLVM shuffles its long vectors
-well where they fill a register, so squares are as large as that allows.
+over at the borders goes element by element. Where LLVM shuffles some vectors better than others, `Turning` says so.
 """
 
 from __future__ import annotations
@@ -19,6 +18,21 @@ _BITS = {
     "float64": 64, "float32": 32, "float16": 16, "bfloat16": 16, "int64": 64, "int32": 32, "int16": 16, "uint16": 16,
     "int8": 8, "uint8": 8, "bool": 8,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Turning:
+    """How vectors are shuffled well."""
+
+    rows: tuple[int, ...] = ()
+    """Bits that the row of a square may have, where not all are alike: those of registers, or of what is in them."""
+    lane: int = 0
+    """Bits inside which one instruction zips two vectors, where it does not zip them whole."""
+
+
+ANY = Turning()
+"""Vectors of any length are shuffled well."""
+
 
 # One copy a kernel, however often it is called; element (r, c) of the source becomes element (c, r) of the target.
 _FUNCTION = """
@@ -124,50 +138,66 @@ def transpose(dtype: str, source: Source, target: Any, target_stride: Any, size:
     T.evaluate(T.call_extern("int32", f"attncc_transpose_i{_BITS[dtype]}", *arguments))
 
 
-def llvm_text(dtypes: set[str], rows: tuple[int, ...] = ()) -> str:
-    """The functions that `transpose` calls for elements of these dtypes.
-
-    `rows` are the bits that a square's row may have, where not all lengths are as good.
-    """
-    functions = [_function(bits, _side(bits, rows)) for bits in sorted({_BITS[dtype] for dtype in dtypes})]
+def llvm_text(dtypes: set[str], turning: Turning) -> str:
+    """The functions that `transpose` calls for elements of these dtypes."""
+    functions = [_function(bits, turning) for bits in sorted({_BITS[dtype] for dtype in dtypes})]
     return "".join([*functions, _DECLARATION]) if functions else ""
 
 
-def _side(bits: int, rows: tuple[int, ...]) -> int:
-    """Rows and columns of a square of elements of so many bits."""
-    return max((row // bits for row in rows if row // bits <= SIDE), default=SIDE)
-
-
-def _function(bits: int, side: int) -> str:
-    shuffles, copies = ("\n".join(lines(bits, side)) for lines in (_shuffles, _copies))
+def _function(bits: int, turning: Turning) -> str:
+    side = max((row // bits for row in turning.rows if row // bits <= SIDE), default=SIDE)
+    shuffles, copies = ("\n".join(lines) for lines in (_shuffles(bits, side, turning.lane), _copies(bits, side)))
     text = _FUNCTION.replace("@SHUFFLES@", shuffles).replace("@COPIES@", copies)
     return text.replace("@BITS@", str(bits)).replace("@BYTES@", str(bits // 8)).replace("@SIDE@", str(side))
 
 
-def _shuffles(bits: int, side: int) -> list[str]:
-    """Loads of the rows of a square, shuffles and stores of its columns.
-
-    A round zips each vector of the first half with its partner in the second; after log2(side) of them lane and number
-    of a vector have changed places.
-    """
-    vector, half = f"<{side} x i{bits}>", side // 2
-    zipped = [
-        ", ".join(f"i32 {part * half + lane // 2 + lane % 2 * side}" for lane in range(side)) for part in range(2)
-    ]
-    lines = []
+def _shuffles(bits: int, side: int, lane: int) -> list[str]:
+    """Loads of the rows of a square, shuffles and stores of its columns."""
+    vector, lines = f"<{side} x i{bits}>", []
     for n in range(side):
         lines += _address(f"s{n}", "source", ("r0", "row_stride"), "c0", n, bits)
         lines.append(f"  %v0_{n} = load {vector}, ptr %s{n}, align {bits // 8}")
-    rounds = side.bit_length() - 1
-    for step in range(rounds):
-        for n in range(side):
-            a, b = (f"{vector} %v{step}_{n // 2 + offset}" for offset in (0, half))
-            mask = f"<{side} x i32> <{zipped[n % 2]}>"
-            lines.append(f"  %v{step + 1}_{n} = shufflevector {a}, {b}, {mask}")
+    zipped = min(lane // bits, side) if lane else side
+    rounds = [_zips(side, zipped)] * (zipped.bit_length() - 1)
+    rounds += [_exchanges(side, width) for width in _doubled(zipped, side)]
+    for step, shuffles in enumerate(rounds):
+        for n, (first, second, lanes) in enumerate(shuffles):
+            mask = ", ".join(f"i32 {number}" for number in lanes)
+            operands = f"{vector} %v{step}_{first}, {vector} %v{step}_{second}"
+            lines.append(f"  %v{step + 1}_{n} = shufflevector {operands}, <{side} x i32> <{mask}>")
     for n in range(side):
         lines += _address(f"t{n}", "target", ("c0", "target_stride"), "r0", n, bits)
-        lines.append(f"  store {vector} %v{rounds}_{n}, ptr %t{n}, align {bits // 8}")
+        lines.append(f"  store {vector} %v{len(rounds)}_{n}, ptr %t{n}, align {bits // 8}")
     return lines
+
+
+Shuffle = tuple[int, int, list[int]]
+"""Two vectors, and the elements of both that make a new one; those of the second are counted on from the first's."""
+
+
+def _zips(side: int, width: int) -> list[Shuffle]:
+    """A round that zips each vector of the first half of `width` with its partner in the second half, in parts of that
+    width. After log2(width) of them squares of that width are turned."""
+    half = width // 2
+    lanes = [
+        [part + upper * half + n // 2 + n % 2 * side for part in range(0, side, width) for n in range(width)]
+        for upper in range(2)
+    ]
+    return [(n - n % width + n % width // 2, n - n % width + n % width // 2 + half, lanes[n % 2]) for n in range(side)]
+
+
+def _exchanges(side: int, width: int) -> list[Shuffle]:
+    """A round that turns squares of twice the `width` whose four quarters are turned: two quarters change places."""
+    lanes = [
+        [lane - width + side if lane & width else lane for lane in range(side)],
+        [lane + side if lane & width else lane + width for lane in range(side)],
+    ]
+    return [(n & ~width, n | width, lanes[bool(n & width)]) for n in range(side)]
+
+
+def _doubled(width: int, side: int) -> list[int]:
+    """`width`, twice that, and so on below `side`."""
+    return [width << n for n in range((side // width).bit_length() - 1)]
 
 
 def _copies(bits: int, side: int) -> list[str]:

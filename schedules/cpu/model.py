@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from attncc.spec import AttentionSpec
 from attncc.target import Target
+
+if TYPE_CHECKING:
+    from attncc.algorithm.transpose import Turning
 
 ROWS = 64
 """Query rows of a tile. Every element of k and v that comes out of L2 is multiplied with all of them, so L2 is read at
@@ -38,9 +42,15 @@ def lanes(target: Target, size: int) -> int:
     return target.vector_bits // (8 * size)
 
 
-def turned_rows(target: Target) -> tuple[int, ...]:
-    """Bits of a vector that LLVM shuffles well, where not all are alike: SVE's registers, and NEON's inside of them."""
-    return (128, target.sve_bits) if target.sve_bits else ()
+def turning(target: Target) -> Turning:
+    """How LLVM turns squares well. SVE zips registers whole, AVX2 halves of them; NEON and AVX-512 take any square."""
+    from attncc.algorithm.transpose import ANY, Turning
+
+    if target.sve_bits:
+        return Turning(rows=(128, target.sve_bits))
+    if target.arch == "x86_64" and target.vector_bits == 256:
+        return Turning(rows=(128, 256), lane=128)
+    return ANY
 
 
 def registers(target: Target) -> int:

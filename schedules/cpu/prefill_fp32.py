@@ -89,7 +89,7 @@ def tiling(decisions: Decisions, columns: int, dtype: str, target: Target) -> Ti
     from attncc.algorithm.prefill_tile import Tiling
 
     blocks = decisions["query_block"], decisions["key_block"]
-    return Tiling(*blocks, columns, dtype, decisions["edge_block"], decisions["ahead"], model.turned_rows(target))
+    return Tiling(*blocks, columns, dtype, decisions["edge_block"], decisions["ahead"], model.turning(target))
 
 
 def _converts(spec: AttentionSpec) -> bool:
