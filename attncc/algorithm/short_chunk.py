@@ -122,8 +122,9 @@ def emit_chunk(c: Chunk) -> None:
     """Scores, weights and weighted sums of some rows, and all outputs of theirs."""
     with scope("load_query"):
         _load_query(c)
-    with repeat("key_block", c.blocks) as block:
-        _score(c, block)
+    sets = c.t.tiling.key_sets
+    with repeat("key_sets", let("tiles", (c.blocks + (sets - 1)) // sets)) as number:
+        _score(c, number * sets)
     with scope("softmax"):
         if c.t.softmax:
             _softmax(c)
@@ -156,26 +157,27 @@ def _load_query(c: Chunk) -> None:
         store(c.query, [r, d], pack("bfloat16", projected[r, d]) if t.paired else projected[r, d])
 
 
-def _score(c: Chunk, block: Any) -> None:
-    """x = score_mod(q k^T) under the mask, for a vector of keys; no weight past the end of the keys."""
+def _score(c: Chunk, first_block: Any) -> None:
+    """x = score_mod(q k^T) under the mask, for some vectors of keys; no weight past the end of the keys."""
     t, spec, lanes, pairs = c.t, c.t.spec, c.t.tiling.lanes, c.t.tiling.pairs
+    shape = {"r": c.rows, "b": t.tiling.key_sets, "l": lanes}
     with scope("score"):
-        s = tile("raw", (c.rows, lanes), t.dtype)
+        s = tile("raw", tuple(shape.values()), t.dtype)
         pair = {"p": pairs} if t.paired else {}
-        with stage("qk", "SSR" + "R" * len(pair), r=c.rows, l=lanes, d=spec.head_dim // pairs, **pair) as axes:
-            r, lane, d = axes[:3]
-            p = axes[3] if t.paired else 0
+        with stage("qk", "SSSR" + "R" * len(pair), **shape, d=spec.head_dim // pairs, **pair) as axes:
+            r, b, lane, d = axes[:4]
+            p = axes[4] if t.paired else 0
             with T.init():
-                store(s, [r, lane], t.zero())
+                store(s, [r, b, lane], t.zero())
             column = d * pairs + p
-            elements = {"q": t.widened(c.query[r, column]), "k": t.widened(t.keys[block, d, lane, p])}
+            elements = {"q": t.widened(c.query[r, column]), "k": t.widened(t.keys[first_block + b, d, lane, p])}
             index = {"b": t.batch, "h": t.head, "d": numeric.cast("int64", column)}
             env = Env(t.dtype, index, t.signature.sizes, t.scalars, t.signature.extras, None, elements)
             term = elements["k"] * elements["q"] if t.paired else lower(spec.element, env)
-            store(s, [r, lane], s[r, lane] + term)
-        with stage("modify", "SS", r=c.rows, l=lanes) as (r, lane):
-            key = block * lanes + lane
-            env = t.env(c.row(r), T.min(key, t.kv_len - 1), s[r, lane])
+            store(s, [r, b, lane], s[r, b, lane] + term)
+        with stage("modify", "SSS", **shape) as (r, b, lane):
+            key = (first_block + b) * lanes + lane
+            env = t.env(c.row(r), T.min(key, t.kv_len - 1), s[r, b, lane])
             x = lower(spec.score_mod, env)
             if spec.mask is not None:
                 x = T.Select(lower(spec.mask, env), x, tirx.const(spec.fill, t.dtype))

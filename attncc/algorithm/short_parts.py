@@ -23,5 +23,7 @@ class Tiling:
     """The most keys that there may be: a multiple of `lanes`."""
     pairs: int
     """Neighbouring terms that a product takes at once: 1, or 2 for bfloat16, which is then kept as it is."""
+    key_sets: int
+    """Vectors of keys in a register tile of the scores."""
     column_sets: int
     """Most vectors of columns in a register tile of the output."""

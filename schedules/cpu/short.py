@@ -50,13 +50,15 @@ class Short(Family):
         return problem.q_len >= MIN_ROWS and problem.kv_len <= MOST_KEYS
 
     def decisions(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
-        """A register tile of scores is a vector of keys by 8 rows (4 where there are 16 registers), of the output two
-        vectors of columns."""
+        """A register tile of scores is a vector of keys by 8 rows, or two by 4 where there are 16 registers; of the
+        output it is two vectors of columns."""
+        many = model.registers(target) >= 32
         return {
-            "rows": 8 if model.registers(target) >= 32 else 4,
+            "rows": 8 if many else 4,
             "lanes": model.lanes(target, size_of(spec)),
             "keys": MOST_KEYS,
             "pairs": 2 if self._pairs(spec, target) else 1,
+            "key_sets": 1 if many else 2,
             "column_sets": 2,
         }
 
@@ -65,6 +67,7 @@ class Short(Family):
         default = self.decisions(spec, target)
         return {name: (value,) for name, value in default.items()} | {
             "rows": model.near(default["rows"], (4, 8)),
+            "key_sets": model.near(default["key_sets"], (1, 2, 4)),
             "column_sets": model.near(default["column_sets"], (1, 2, 4)),
         }
 
@@ -95,10 +98,12 @@ class Short(Family):
     def _tiling(self, decisions: Decisions) -> Tiling:
         tiling = Tiling(**decisions)
         powers = all(n > 1 and n & (n - 1) == 0 for n in (tiling.rows, tiling.lanes))
-        if not powers or tiling.keys % tiling.lanes or tiling.pairs not in (1, 2) or tiling.column_sets < 1:
+        sets = tiling.key_sets, tiling.column_sets
+        if not powers or min(sets) < 1 or tiling.keys % (tiling.lanes * tiling.key_sets) or tiling.pairs not in (1, 2):
             raise ValueError(
                 f"{self.name}: rows={tiling.rows} and lanes={tiling.lanes} are powers of two, keys={tiling.keys} is a "
-                f"multiple of lanes, pairs={tiling.pairs} is 1 or 2 and column_sets={tiling.column_sets} positive"
+                f"multiple of lanes times key_sets={tiling.key_sets}, pairs={tiling.pairs} is 1 or 2 and "
+                f"column_sets={tiling.column_sets} positive"
             )
         return tiling
 

@@ -1,11 +1,11 @@
 """The schedule for few keys: keys in vector lanes, then columns of v; rows of q in registers beside each other.
 
-    for r: for l: for d: s[r, l] += k[d, l] * q[r, d]
+    for r: for b: for l: for d: s[r, b, l] += k[b, d, l] * q[r, d]
 
-becomes, with R rows and L lanes held in registers,
+becomes, with R rows by B vectors of L keys held in registers,
 
-    s[R, L] = 0
-    for d: for r < R (unrolled): for l < L (vectorised): s[r, l] += k[d, l] * q[r, d]
+    s[R, B, L] = 0
+    for d: for r < R, b < B (unrolled): for l < L (vectorised): s[r, b, l] += k[b, d, l] * q[r, d]
 
 and the weighted sum the same over keys, with R rows by C vectors of columns.
 """
@@ -74,7 +74,7 @@ class ShortSchedule(Loops):
         sch.set_scope(block, 0, "local")
         self.product(block, self.paired)
         light = is_light(self.spec)
-        self.unrolled(self.loops(modify)[-2:] if light else self.loops(modify)[-1:])
+        self.unrolled(self.loops(modify)[-3:] if light else self.loops(modify)[-1:])
 
     def softmax(self) -> None:
         sch = self.sch

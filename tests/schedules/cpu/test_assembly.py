@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 import zoo
-from assembly import library_calls, product_blocks, product_loops
+from assembly import inner_loops, library_calls, product_blocks, product_loops
 from kernel_harness import assembly_of, compile_module
 
 from attncc import expr as ex
@@ -22,6 +22,7 @@ from attncc.schedules.cpu.prefill_amx import PrefillAmx, PrefillAmxFp16
 from attncc.schedules.cpu.prefill_bf16 import PrefillBf16
 from attncc.schedules.cpu.prefill_fp32 import PrefillFp32
 from attncc.schedules.cpu.prefill_mmla import PrefillMmla
+from attncc.schedules.cpu.short import Short
 from attncc.spec import AttentionSpec
 from attncc.target import parse
 
@@ -191,6 +192,14 @@ def test_decode(machine: Machine) -> None:
 @pytest.mark.parametrize("machine", DECODES, ids=str)
 def test_decode_matrix(machine: Machine, group: int, dims: tuple[int, int]) -> None:
     check_decode(machine, spec_of("soft cap", machine.dtype, dims, group))
+
+
+@pytest.mark.parametrize(("text", "rounds"), [("znver3", r"vroundps\s.*%ymm"), ("cortex-a76", r"frinti\s+v\d+\.4s")])
+def test_exponentials_are_vectors(text: str, rounds: str) -> None:
+    """As scheduled: a vector of keys of each row in a step. Left to LLVM, a step took eight, in lanes of other keys."""
+    short, target, spec = Short(), parse(text), spec_of("plain", "float32", (64, 64))
+    loops = [loop for loop in inner_loops(compiled(short, spec, text), target.arch) if loop.rounds]
+    assert [loop.count(rounds) for loop in loops] == [short.decisions(spec, target)["rows"]]
 
 
 def test_a_tile_larger_than_the_registers_is_found() -> None:
