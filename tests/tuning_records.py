@@ -23,11 +23,14 @@ def default() -> dict[str, int]:
     return FAMILY.decisions(SPEC, detect())
 
 
+def another(name: str) -> int:
+    """The largest value of a decision that is not the default, which machines differ in."""
+    return next(value for value in reversed(FAMILY.space(SPEC, detect())[name]) if value != default()[name])
+
+
 def decisions(**changed: int) -> dict[str, int]:
     """A candidate: the default with another block of queries, and whatever is `changed`."""
-    space = FAMILY.space(SPEC, detect())["query_block"]
-    other = next(rows for rows in reversed(space) if rows != default()["query_block"])
-    return {**default(), "query_block": other, **changed}
+    return {**default(), "query_block": another("query_block"), **changed}
 
 
 def record(gain: float | None = 0.2, given: Mapping[str, int] | None = None, **fields: Any) -> Record:

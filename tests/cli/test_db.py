@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tuning_records import SPEC, decisions, failed, record
+from tuning_records import SPEC, another, decisions, failed, record
 
 from attncc.cli import main
 from attncc.tuning.database import Database
@@ -23,7 +23,7 @@ def db(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Database:
     monkeypatch.setenv("ATTNCC_DATABASE", str(tmp_path / "tuned.jsonl"))
     made = Database()
     made.append(record(0.3), record(-0.1, decisions(edge_block=16)))
-    made.append(failed("it said [red]no[/red]", given=decisions(key_rows=4)))
+    made.append(failed("it said [red]no[/red]", given=decisions(key_rows=another("key_rows"))))
     with open(made.path, "ab") as file:
         file.write(b"nonsense\n")
     return made
@@ -79,7 +79,7 @@ def test_merge_export_and_prune(run: Run, db: Database, tmp_path: Path) -> None:
     assert [r.gain for r in Database(theirs).records()] == [pytest.approx(0.3)]
     assert "2 records written" in run("export", theirs, "--all")
     theirs.chmod(0o666)  # whoever wrote it: it is data
-    Database(theirs, foreign=True).append(record(0.7, decisions(key_rows=4, edge_block=16)))
+    Database(theirs, foreign=True).append(record(0.7, decisions(key_rows=another("key_rows"), edge_block=16)))
     assert "1 record added, 3 known already, 0 rejected" in run("merge", theirs)
     assert "there is no file" in run("merge", tmp_path / "nowhere.jsonl", status=2)
     db.append(record(0.2, date="2099-01-01T00:00:00+00:00"))

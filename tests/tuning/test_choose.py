@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tuning_records import FAMILY, PROBLEM, SPEC, decisions, default, failed, record
+from tuning_records import FAMILY, PROBLEM, SPEC, another, decisions, default, failed, record
 
 from attncc import reference, schedules
 from attncc.runtime import build, dispatch, stats
@@ -58,7 +58,7 @@ def test_without_records_decisions_are_analytic(db: Database) -> None:
 
 
 def test_the_best_winner_of_the_bucket_is_taken(db: Database) -> None:
-    db.append(record(0.1), record(0.3, OTHER), record(None, decisions(key_rows=4)))
+    db.append(record(0.1), record(0.3, OTHER), record(None, decisions(key_rows=another("key_rows"))))
     found = chosen()
     assert (found.family, found.decisions) == (FAMILY, OTHER)
     assert found.source.startswith("tuned ") and "30% faster than the default" in found.source
@@ -146,9 +146,9 @@ def test_the_users_records_come_before_the_shipped_ones(db: Database, tmp_path: 
     db.append(record(0.1))
     assert chosen().decisions == decisions()
     named = Database(tmp_path / "named.jsonl")
-    named.append(record(0.05, decisions(key_rows=4)))
+    named.append(record(0.05, decisions(key_rows=another("key_rows"))))
     assert sources.use(named.path) and not sources.use(named.path)
-    assert chosen().decisions == decisions(key_rows=4)
+    assert chosen().decisions == decisions(key_rows=another("key_rows"))
 
 
 def test_everything_can_be_switched_off(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from tuning_records import FAMILY, PROBLEM, SPEC, decisions, failed, record
+from tuning_records import FAMILY, PROBLEM, SPEC, another, decisions, failed, record
 
 from attncc.target import detect
 from attncc.tuning import sources
@@ -72,7 +72,12 @@ def edge(found: Record) -> int:
 
 
 def test_a_confirmed_record_stays_in_use(db: Database) -> None:
-    db.append(record(0.3, OTHER), record(0.1), record(-0.1, decisions(key_rows=4)), failed(given=decisions(columns=4)))
+    db.append(
+        record(0.3, OTHER),
+        record(0.1),
+        record(-0.1, decisions(key_rows=another("key_rows"))),
+        failed(given=decisions(columns=another("columns"))),
+    )
     heard = []
     (verdict,) = recheck(db, measurer=Pretended({16: 0.2, 32: 0.1}), progress=lambda *facts: heard.append(facts))
     assert (verdict.state, verdict.bad, edge(verdict.record)) == ("confirmed", False, 16)
