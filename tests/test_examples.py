@@ -20,7 +20,7 @@ def test_example(path: Path, tmp_path: Path) -> None:
     """Run as a script from the root of the sources; no site may be left unfused in any of them."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ATTNCC_CACHE_DIR": str(tmp_path), "PYTHONWARNINGS": WARNINGS}
     command = [sys.executable, str(path.relative_to(ROOT))]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert "not fused" not in result.stdout, result.stdout
     assert "cpu." in result.stdout, "the report names no kernel"

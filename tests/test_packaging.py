@@ -35,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
         str(out),
         ".",
     ]
-    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=source, check=True, capture_output=True, timeout=600)
     (path,) = out.glob("*.whl")
     assert path.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(path) as archive:
@@ -78,7 +78,7 @@ def test_the_wheel_declares_the_entry_points_and_the_licence(wheel: zipfile.ZipF
 def test_the_installed_wheel_works(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     """Away from the sources: torch lists the backend, a compiled function is right, the command answers."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site")]
-    subprocess.run([*command, str(wheel.filename)], check=True, capture_output=True, timeout=120)
+    subprocess.run([*command, str(wheel.filename)], check=True, capture_output=True, timeout=600)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     code = """
 import torch, attncc

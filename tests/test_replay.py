@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import time
 import warnings
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from attncc import replay
 from attncc.replay import cone
 from attncc.rewrite import rewrite
 
@@ -56,10 +56,11 @@ def _without_mask(x: Any) -> Any:
     return x.operands[1] if getattr(x, "name", "") == "where" else x
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("fault", [False, True], ids=["right", "wrong"])
 def test_long_fixed_lengths_are_replayed_short(fault: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fixed sizes of a real model, far too large to replay as they are, and a fault is still found."""
+    """Fixed sizes of a real model, far too large to replay as they are, and a fault is still found in no time: the
+    largest tensor has 8 * 31 * 2304 elements, where the scores had 8 * 12 * 640 * 640."""
+    monkeypatch.setattr(replay, "LARGEST", 8 * 31 * 2304)
     fusion = importlib.import_module("attncc.passes.fuse_attention")
     if fault:
         monkeypatch.setattr(fusion, "split_mask", lambda x, _: (_without_mask(x), None, -float("inf")))
@@ -74,8 +75,6 @@ def test_long_fixed_lengths_are_replayed_short(fault: bool, monkeypatch: pytest.
         gm = make_fx(call, pre_dispatch=True)(torch.empty(8, 640, 3 * 768))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        start = time.perf_counter()
         _, found, _ = rewrite(gm)
-        assert time.perf_counter() - start < 5
     assert [f.fused for f in found] == [not fault]
     assert any("replay" in str(w.message) for w in told) == fault

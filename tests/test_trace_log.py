@@ -26,7 +26,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     (folder / "program.py").write_text(PROGRAM)
     environment = {**os.environ, "TORCH_LOGS": "+attncc", "TORCH_TRACE": str(folder / "trace")}
     command = [sys.executable, str(folder / "program.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     (file,) = (folder / "trace").iterdir()
     return done.stderr, file.read_text()

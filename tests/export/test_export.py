@@ -28,7 +28,7 @@ def run_clean(path: Path, cases: list[Any], folder: Path, python: str = sys.exec
     torch.save(cases, folder / "cases.pt")
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent), **env}
     command = [python, "-W", "ignore", str(HERE / "clean_process.py"), str(path), str(folder / "cases.pt")]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result

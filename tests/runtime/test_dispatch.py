@@ -241,7 +241,7 @@ assert "TVM" in launcher.describe() and stats().fallbacks == 0
 
 
 def test_an_openmp_runtime_without_gnu_entry_points_leaves_kernels_on_tvms_pool(fresh: Path) -> None:
-    subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", WITHOUT_OPENMP], check=True, timeout=240)
+    subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", WITHOUT_OPENMP], check=True, timeout=600)
 
 
 def test_switched_off_everything_runs_as_pytorch(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:

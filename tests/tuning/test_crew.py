@@ -51,9 +51,20 @@ def outcomes(jobs: Sequence[Job]) -> list[Outcome]:
     return [job.result.outcomes[0] for job in jobs if job.result is not None]
 
 
-def slowly(kernel: bytes) -> float:
-    time.sleep(0.02)
+def measuring(kernel: bytes) -> float:
     return 1.0
+
+
+def measuring_after(happened: Callable[[], object]) -> Behaviour:
+    """Measures nothing before something has happened that another device has to do with."""
+
+    def behave(kernel: bytes) -> float:
+        until = time.monotonic() + 50
+        while not happened() and time.monotonic() < until:
+            time.sleep(0.005)
+        return 1.0
+
+    return behave
 
 
 def dying(kernel: bytes) -> float:
@@ -62,7 +73,7 @@ def dying(kernel: bytes) -> float:
 
 def crashed_by(bad: bytes) -> Behaviour:
     def behave(kernel: bytes) -> float:
-        return dying(kernel) if kernel == bad else slowly(kernel)
+        return dying(kernel) if kernel == bad else measuring(kernel)
 
     return behave
 
@@ -139,7 +150,8 @@ KERNELS = [str(n).encode() for n in range(12)]
 
 def test_devices_share_the_queue(world: Callable[..., World]) -> None:
     """Each job is measured once, and both devices work."""
-    here = world(one=slowly, two=slowly)
+    both = measuring_after(lambda: len({name for name, _ in here.measured}) == 2)
+    here = world(one=both, two=both)
     jobs = here.run(*KERNELS)
     assert [o.seconds for o in outcomes(jobs)] == [1.0] * 12
     assert sorted(kernel for _, kernel in here.measured) == sorted(KERNELS)
@@ -148,7 +160,7 @@ def test_devices_share_the_queue(world: Callable[..., World]) -> None:
 
 def test_a_device_that_dies_loses_its_own_measurement_only(world: Callable[..., World]) -> None:
     """What it held is measured by another."""
-    here = world(one=dying, two=slowly)
+    here = world(one=dying, two=measuring_after(lambda: here.said))
     jobs = here.run(*KERNELS)
     assert [o.seconds for o in outcomes(jobs)] == [1.0] * 12
     assert sum(name == "one" for name, _ in here.measured) == 1
@@ -166,15 +178,18 @@ def test_a_candidate_that_kills_two_devices_has_failed(world: Callable[..., Worl
 
 
 def test_a_device_that_hangs_is_left_behind(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its late answer counts no more."""
-    monkeypatch.setattr(crew, "MARGIN", 0.2)
+    """Its late answer counts no more. The other device comes when this one hangs."""
+    monkeypatch.setattr(crew, "MARGIN", 0.5)
     release = threading.Event()
 
     def hanging(kernel: bytes) -> float:
-        release.wait(30)
+        with here.lock:
+            here.free.append(Address("two", 9090))
+        release.wait(600)
         return 0.001
 
-    here = world(one=hanging, two=slowly)
+    here = world(one=hanging, two=measuring)
+    here.free.remove(Address("two", 9090))
     jobs = here.run(*KERNELS, limit=0.1)
     release.set()
     assert [o.seconds for o in outcomes(jobs)] == [1.0] * 12
@@ -183,7 +198,7 @@ def test_a_device_that_hangs_is_left_behind(world: Callable[..., World], monkeyp
 
 def test_another_machine_is_refused(world: Callable[..., World]) -> None:
     """Once, in words, though the tracker offers it again and again."""
-    here = world(one=slowly, two=slowly)
+    here = world(one=measuring, two=measuring_after(lambda: here.said))
     here.others = {Address("one", 9090)}
     jobs = here.run(*KERNELS)
     assert len(jobs) == 12 and {name for name, _ in here.measured} == {"two"}
@@ -192,7 +207,7 @@ def test_another_machine_is_refused(world: Callable[..., World]) -> None:
 
 def test_no_device_is_left(world: Callable[..., World]) -> None:
     """What was measured has been given out by then; the error says how to go on."""
-    here = world(one=slowly)
+    here = world(one=measuring)
     done: list[Job] = []
     made = crew.Crew(TRACKER, "key", lambda told: None, here.said.append)
     jobs = [Job([built(kernel)], {}, 1.0) for kernel in KERNELS]
@@ -218,7 +233,7 @@ def _mortal(here: World) -> Behaviour:
 
 
 def test_all_are_refused(world: Callable[..., World]) -> None:
-    here = world(one=slowly)
+    here = world(one=measuring)
     here.others = {Address("one", 9090)}
     with pytest.raises(NoDevices, match="one:9090: it is another machine"):
         here.run(*KERNELS)
@@ -226,7 +241,7 @@ def test_all_are_refused(world: Callable[..., World]) -> None:
 
 def test_what_cannot_be_built_has_failed(world: Callable[..., World]) -> None:
     """Without a device's time."""
-    here = world(one=slowly)
+    here = world(one=measuring)
     jobs = here.run(b"good", ValueError("no such tile"))
     assert sorted(outcome.failure for outcome in outcomes(jobs)) == ["", "could not be built: no such tile"]
     assert len(here.measured) == 1
@@ -234,7 +249,7 @@ def test_what_cannot_be_built_has_failed(world: Callable[..., World]) -> None:
 
 def test_work_that_no_device_can_do(world: Callable[..., World]) -> None:
     """Another device may be able to; where none is, it is the work that has failed, not the fleet."""
-    here = world(one=slowly, two=slowly)
+    here = world(one=measuring, two=measuring)
     here.unfit = {Address("one", 9090): "out of memory"}
     assert [o.seconds for o in outcomes(here.run(*KERNELS))] == [1.0] * 12
     here.unfit[Address("two", 9090)] = "out of memory"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tuning_records import PROBLEM, SPEC, decisions, failed, record
+from tuning_records import PROBLEM, SPEC, another, decisions, failed, record
 
 from attncc.schedules import Problem
 from attncc.target import detect
@@ -92,7 +92,7 @@ def kill_writers(path: Path, kills: int, writers: int, longest: float) -> None:
     recorded = b""
     try:
         for number in range(writers, writers + kills):
-            assert select.select([reading], [], [], 120)[0], "no writer records anything"
+            assert select.select([reading], [], [], 600)[0], "no writer records anything"
             recorded += os.read(reading, 1 << 20)
             time.sleep(random.random() * longest)
             victim = alive.pop(random.randrange(len(alive)))
@@ -111,7 +111,7 @@ def kill_writers(path: Path, kills: int, writers: int, longest: float) -> None:
     found = [r.trials for r in contents.records]
     assert set(map(int, recorded.split())) <= set(found), "what was acknowledged is there"
     assert len(found) == len(set(found)) and len(found) >= kills
-    assert len(contents.rejected) <= kills
+    assert len(contents.rejected) <= kills + writers
     Database(path).append(record(trials=1 << 39))
     assert Database(path).records()[-1].trials == 1 << 39
 
@@ -184,7 +184,7 @@ def test_the_path_is_the_users_or_the_environments(monkeypatch: pytest.MonkeyPat
 def test_the_best_record_is_the_fastest_that_wins(db: Database) -> None:
     small = decisions(edge_block=16)
     db.append(record(0.1), record(0.3, small), record(0.9, decisions(query_block=10**9)), record(None))
-    db.append(failed(given=decisions(key_rows=4)))
+    db.append(failed(given=decisions(key_rows=another("key_rows"))))
     best = db.best(SPEC.json, detect(), record().bucket)
     assert best is not None and best.decisions == small
     db.append(record(-0.2, small))  # measured again, and no longer faster
@@ -217,7 +217,7 @@ def test_merging_adds_what_is_new(db: Database, tmp_path: Path) -> None:
 def test_pruning_keeps_what_can_be_used(db: Database) -> None:
     assert db.prune() == (0, 0)
     old, new = record(0.2, date="2026-01-01T00:00:00+00:00"), record(0.1)
-    beaten, lost = record(-0.1, decisions(edge_block=16)), failed(given=decisions(key_rows=4))
+    beaten, lost = record(-0.1, decisions(edge_block=16)), failed(given=decisions(key_rows=another("key_rows")))
     outdated = replace(new, versions=replace(new.versions, tvm="9"))
     db.append(old, new, beaten, lost, outdated)
     with open(db.path, "ab") as file:
@@ -232,4 +232,4 @@ def test_what_is_handed_on_is_the_winner_of_each_task_or_that_there_is_none() ->
     long = Problem(PROBLEM.batch, PROBLEM.heads, 900, 900, 1)
     won, beaten = record(0.3), record(0.1, decisions(edge_block=16))
     none: Record = record(-0.1, problem=long)
-    assert essence([beaten, won, failed(given=decisions(key_rows=4)), none]) == [won, none]
+    assert essence([beaten, won, failed(given=decisions(key_rows=another("key_rows"))), none]) == [won, none]

@@ -146,7 +146,7 @@ def test_a_silent_peer(peers: list[Peer], monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_no_tracker() -> None:
     """The error says how to start one."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = Address(*taken.getsockname())
-    with pytest.raises(ConnectionError, match="attncc device tracker"):
-        Tracker(address)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # without listening: nobody else can meanwhile
+        with pytest.raises(ConnectionError, match="attncc device tracker"):
+            Tracker(Address(*taken.getsockname()))
