@@ -74,16 +74,16 @@ class Decode(Family):
         A block's keys and its scores take half of L2: long runs keep hardware prefetch going, and where a group is more
         than one chunk of rows, the later ones find the keys in L2.
         """
-        size = max(_BYTES[spec.dtype], 4)
+        size, kept = max(_BYTES[spec.dtype], 4), spec.key_dtype or spec.dtype
         strands = model.lanes(target, size)
-        fitting = target.l2 // 2 // (spec.head_dim * _BYTES[spec.key_dtype or spec.dtype] + 3 * size * spec.group)
+        fitting = target.l2 // 2 // (spec.head_dim * _BYTES[kept] + 3 * size * spec.group)
         accumulators = model.registers(target) // 2
         pairs = self._value_pairs(spec, target)
         # few rows of q, so that sums for a whole row of v fit: it is then read as it lies, not some columns of many
         # rows; but pairs are made of whole rows, and codes are converted for each chunk of rows
         several = pairs > 1 or spec.key_dtype is not None
         row_chunk = max(n for n in range(1, 5 if several else 3) if spec.group % n == 0)
-        return {
+        usual = {
             "row_chunk": row_chunk,
             "keys": min(max(1 << max(fitting, 1).bit_length() - 1, 4 * strands), 1024),
             "key_rows": 2 if spec.key_dtype is not None and row_chunk > 1 else 1,
@@ -93,8 +93,32 @@ class Decode(Family):
             "column_sets": max(1, accumulators // row_chunk),
             "value_rows": VALUE_ROWS,
             "value_pairs": pairs,
-            "ahead": AHEAD if spec.group > FEW_ROWS or size == _BYTES[spec.key_dtype or spec.dtype] else 0,
+            "ahead": AHEAD if spec.group > FEW_ROWS or size == _BYTES[kept] else 0,
             "least_split": LEAST_SPLIT,
+        }
+        return usual if model.registers(target) > 16 else usual | self._of_few_registers(spec, target)
+
+    def _of_few_registers(self, spec: AttentionSpec, target: Target) -> dict[str, int]:
+        """What differs with 16 vector registers, which hold a whole row of v for no more than one row of q.
+
+        Arithmetic is slower there beside memory, and what is loaded is to serve several rows; numbers that are
+        converted also wait longer to be asked for, so memory is asked ahead. float8 is converted in float16, of which a
+        register holds twice as many: strands are two registers each.
+        """
+        size, kept = max(_BYTES[spec.dtype], 4), spec.key_dtype or spec.dtype
+        row_chunk = max(n for n in range(1, 5) if spec.group % n == 0)
+        converted, wide = _BYTES[kept] < size, bool({spec.key_dtype, spec.value_dtype} & {*FLOAT8})
+        lanes, most = model.lanes(target, size), 4 if converted else 8
+        registers = 2 if wide else 1
+        values = 2 * VALUE_ROWS * spec.value_dim * _BYTES[spec.value_dtype or spec.dtype]
+        return {
+            "row_chunk": row_chunk,
+            "key_rows": 2 if converted and not wide else 1,
+            "key_chunk": 2 * lanes,
+            "strands": registers * lanes,
+            "column_sets": min(most, 8 // row_chunk) // registers,
+            "value_rows": VALUE_ROWS * (2 if values <= target.l1 // 2 else 1),
+            "ahead": AHEAD if converted or spec.group > FEW_ROWS else 0,
         }
 
     def space(self, spec: AttentionSpec, target: Target) -> dict[str, tuple[int, ...]]:
