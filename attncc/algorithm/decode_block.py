@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from attncc._tvm import Buffer, T, tirx
 from attncc.algorithm.blocks import repeat, scope, stage, store, tile
+from attncc.algorithm.decode_copies import Copies, copy_by_key, from_copies
 from attncc.algorithm.decode_parts import Columns, exp, finite, head_columns, value_unit, weighs_values
 from attncc.algorithm.decode_values import weighted_sum
 from attncc.algorithm.decode_weights import keep_block
@@ -116,11 +117,12 @@ def _weigh(t: Tile, start: Any, count: Any, row: Any) -> None:
     width = t.tiling.strands
     sets = (count + (width - 1)) // width
     weights = t.scores if t.kernel.normalizes else t.probabilities
+    copies = copy_by_key(t, start, count, row) if t.tiling.copy_by_key else {}
     top = tile("top", (width,), t.dtype) if t.kernel.normalizes else None
     with scope("modify_scores"):
         with stage("modify", "SS", v=sets, l=width) as (v, lane):
             at = v * width + lane
-            x = _modified(t, row, start + T.min(at, count - 1), t.raw[row, at])
+            x = _modified(t, copies, row, at, start + T.min(at, count - 1), t.raw[row, at])
             store(weights, [row, at], T.Select(at < count, x, t.kernel.unseen))
         if top is not None:
             with stage("lane_max", "SR", l=width, v=sets) as (lane, v):
@@ -132,7 +134,7 @@ def _weigh(t: Tile, start: Any, count: Any, row: Any) -> None:
     if top is not None:
         _softmax(t, row, top, sets)
     if weighs_values(t.spec):
-        _weigh_values(t, start, count, row, sets)
+        _weigh_values(t, copies, start, count, row, sets)
 
 
 def _softmax(t: Tile, row: Any, top: Buffer, sets: Any) -> None:
@@ -161,7 +163,7 @@ def _softmax(t: Tile, row: Any, top: Buffer, sets: Any) -> None:
         store(t.total, [row, lane], t.new_total[row, lane])
 
 
-def _weigh_values(t: Tile, start: Any, count: Any, row: Any, sets: Any) -> None:
+def _weigh_values(t: Tile, copies: Copies, start: Any, count: Any, row: Any, sets: Any) -> None:
     """The weights with which rows of v are summed, where those have scales of their own or come in units."""
     width, scale = t.tiling.strands, t.spec.value_scale
     with scope("weights"), stage("weigh_values", "SS", v=sets, l=width) as (v, lane):
@@ -170,16 +172,18 @@ def _weigh_values(t: Tile, start: Any, count: Any, row: Any, sets: Any) -> None:
         if scale is not None:
             head, _ = t.kernel.place(t.kv_head, row)
             env = t.kernel.env(b=t.batch, h=head, j=start + T.min(at, count - 1))
-            weight = weight * cast(t.dtype, lower(scale, env))
+            weight = weight * cast(t.dtype, lower(*from_copies(scale, env, copies, at)))
         if value_unit(t.spec) != 1.0:
             weight = weight * tirx.const(value_unit(t.spec), t.dtype)
         store(t.weights, [row, at], weight)
 
 
-def _modified(t: Tile, row: Any, key: Any, score: Any) -> Any:
+def _modified(t: Tile, copies: Copies, row: Any, at: Any, key: Any, score: Any) -> Any:
     """score_mod under the mask."""
     spec = t.spec
     head, query = t.kernel.place(t.kv_head, row)
     env = t.kernel.env(score, b=t.batch, h=head, i=query, j=key)
-    x = lower(spec.score_mod, env)
-    return x if spec.mask is None else T.Select(lower(spec.mask, env), x, tirx.const(spec.fill, t.dtype))
+    x = lower(*from_copies(spec.score_mod, env, copies, at))
+    if spec.mask is None:
+        return x
+    return T.Select(lower(*from_copies(spec.mask, env, copies, at)), x, tirx.const(spec.fill, t.dtype))

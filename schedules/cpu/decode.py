@@ -119,6 +119,7 @@ class Decode(Family):
             "column_sets": min(most, 8 // row_chunk) // registers,
             "value_rows": VALUE_ROWS * (2 if values <= target.l1 // 2 else 1),
             "ahead": AHEAD if converted or spec.group > FEW_ROWS else 0,
+            "copy_by_key": 1,
         }
 
     def space(self, spec: AttentionSpec, target: Target) -> dict[str, tuple[int, ...]]:
@@ -187,13 +188,13 @@ class Decode(Family):
 
         tiling = Tiling(**{name: value for name, value in decisions.items() if name != "least_split"})
         if (
-            min(value + (name == "ahead") for name, value in decisions.items()) < 1
+            min(value + (name in ("ahead", "copy_by_key")) for name, value in decisions.items()) < 1
             or tiling.value_rows % 2
             or tiling.keys % math.lcm(tiling.key_chunk, tiling.strands)
             or tiling.key_chunk % tiling.key_rows
         ):
             raise ValueError(
-                f"{self.name}: decisions are positive (ahead may be 0), keys={tiling.keys} is a multiple of "
+                f"{self.name}: decisions are positive (ahead, copy_by_key: or 0), keys={tiling.keys} is a multiple of "
                 f"key_chunk={tiling.key_chunk} and strands={tiling.strands}, key_chunk of key_rows={tiling.key_rows}, "
                 f"value_rows={tiling.value_rows} is even"
             )

@@ -194,13 +194,28 @@ def test_decisions(decisions: dict[str, int]) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "group", "asks"),
-    [("float32", 1, True), ("float32", 4, True), ("bfloat16", 2, False), ("bfloat16", 4, True), ("float16", 1, False)],
+    [
+        ("float32", 1, (True, False)),
+        ("float32", 4, (True, True)),
+        ("bfloat16", 2, (False, True)),
+        ("bfloat16", 4, (True, True)),
+        ("float16", 1, (False, True)),
+    ],
 )
-def test_memory_is_asked_for_ahead(dtype: str, group: int, asks: bool) -> None:
-    """Where rows share keys, or are long: the kernel prefetches, and only there."""
+def test_memory_is_asked_for_ahead(dtype: str, group: int, asks: tuple[bool, bool]) -> None:
+    """With 32 registers where rows share keys, or are long; with 16 where they share keys, or are converted."""
     spec = zoo.case("plain", dtype, (1, group, 1, 8), dims=(64, 64), group=group).spec
-    text = FAMILY.module(spec, detect(), FAMILY.decisions(spec, detect())).script()
-    assert ("attncc_prefetch" in text) == asks
+    for name, expected in zip(("znver4", "znver3"), asks, strict=True):
+        target = parse(name)
+        text = FAMILY.module(spec, target, FAMILY.decisions(spec, target)).script()
+        assert ("attncc_prefetch" in text) == expected, name
+
+
+@pytest.mark.parametrize(("name", "copies"), [("znver3", 2), ("znver4", 0)])
+def test_scales_by_key_are_copied_with_16_registers(name: str, copies: int) -> None:
+    spec, target = zoo.case("int8 cache, scales by token", "float32", (1, 1, 1, 8)).spec, parse(name)
+    text = FAMILY.module(spec, target, FAMILY.decisions(spec, target)).script()
+    assert text.count('sblock("copy_by_key') == copies
 
 
 def test_bad_decisions() -> None:
