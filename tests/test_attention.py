@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampling import one_in
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention as sdpa
@@ -40,7 +41,7 @@ def against_sdpa(q: Tensor, k: Tensor, v: Tensor, **arguments: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", one_in(2, [True, False]))
 def test_sdpa_dtypes(dtype: torch.dtype, causal: bool) -> None:
     q, k, v = rand(2, 3, 37, 40, dtype=dtype), rand(2, 3, 53, 40, dtype=dtype), rand(2, 3, 53, 24, dtype=dtype)
     assert against_sdpa(q, k, v, is_causal=causal).dtype == dtype
@@ -77,7 +78,7 @@ MASKS = [(5, 7), (1, 7), (5, 1), (3, 5, 7), (3, 1, 7), (2, 3, 5, 7), (2, 1, 1, 7
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [*((shape, torch.float32) for shape in MASKS), ((3, 5, 7), torch.bfloat16)]
+    ("shape", "dtype"), [*one_in(3, [(shape, torch.float32) for shape in MASKS]), ((3, 5, 7), torch.bfloat16)]
 )
 def test_masks(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     q, k, v = rand(2, 3, 5, 8, dtype=dtype), rand(2, 3, 7, 8, dtype=dtype), rand(2, 3, 7, 8, dtype=dtype)
@@ -182,7 +183,7 @@ MASK_MODS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SCORE_MODS)
+@pytest.mark.parametrize("name", one_in(2, SCORE_MODS))
 def test_score_mod_like_flex_attention(name: str) -> None:
     mod = SCORE_MODS[name]
     q, k, v = rand(2, 4, 9, 16), rand(2, 2, 9, 16), rand(2, 2, 9, 16)
@@ -191,7 +192,7 @@ def test_score_mod_like_flex_attention(name: str) -> None:
     assert_as_good(attention(q, k, v, score_mod=mod, enable_gqa=True), rival, exact)
 
 
-@pytest.mark.parametrize("name", MASK_MODS)
+@pytest.mark.parametrize("name", one_in(2, MASK_MODS))
 def test_mask_mod_like_flex_attention(name: str) -> None:
     mod = MASK_MODS[name]
     q, k, v = rand(2, 4, 9, 16), rand(2, 4, 9, 16), rand(2, 4, 9, 16)

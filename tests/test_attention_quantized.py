@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from sampling import one_in
 from torch import Tensor
 
 from attncc import attention, stats
@@ -69,7 +70,8 @@ def cache(dtype: torch.dtype, kind: str, sizes: tuple[int, int, int], width: int
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kind"), [*((code, "by token") for code in CODES), *((torch.int8, kind) for kind in list(KINDS)[:3])]
+    ("dtype", "kind"),
+    one_in(3, [*((code, "by token") for code in CODES), *((torch.int8, kind) for kind in list(KINDS)[:3])]),
 )
 def test_decode_and_prefill(dtype: torch.dtype, kind: str) -> None:
     """Each code, and each kind of scale, for one row, few and many; heads in groups, sizes odd."""
@@ -93,7 +95,7 @@ def test_keys_and_values_differ() -> None:
     check(q, k, v, None, v_scale)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", one_in(2, [torch.float16, torch.float64]))
 def test_dtypes_of_queries(dtype: torch.dtype) -> None:
     for code, rows in itertools.product(CODES, (1, 9)):
         k, k_scale = cache(code, "by token", (1, 2, 133), 40, 1)

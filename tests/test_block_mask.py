@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampling import one_in
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, and_masks, create_block_mask, flex_attention, or_masks
 
@@ -103,13 +104,15 @@ def assert_same(arguments: dict[str, Any], block_mask: BlockMask | None) -> None
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in ("sliding window", "documents") else pytest.mark.slow) for n in MASKS]
+)
 def test_a_block_mask_hides_what_it_hides_in_flex_attention(name: str) -> None:
     assert_same({}, create_block_mask(MASKS[name], 2, None, SIZE, SIZE, device="cpu"))
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
-@pytest.mark.parametrize("mod", [alibi(4), soft_cap(3.0)])
+@pytest.mark.parametrize("mod", one_in(2, [alibi(4), soft_cap(3.0)]))
 def test_score_functions_beside_a_block_mask(mod: Callable[..., Any]) -> None:
     assert_same({"score_mod": mod}, create_block_mask(causal, None, None, SIZE, SIZE, device="cpu"))
 

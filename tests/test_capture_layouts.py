@@ -10,12 +10,13 @@ from capture import Capture, assert_same, capture, capture_directly
 from spellings import SPELLINGS, Spelling
 
 
-def cases(which: Callable[[Spelling, int], Iterator[str]]) -> list[Any]:
-    """Spellings with the layouts that `which` gives for the n-th of them."""
+def cases(which: Callable[[Spelling, int], Iterator[str]], quick: int = 1) -> list[Any]:
+    """Spellings with the layouts that `which` gives for the n-th of them; one of `quick` is not slow."""
     made = []
     for number, spelling in enumerate(SPELLINGS.values()):
         for layout in which(spelling, number):
-            made.append(pytest.param(spelling, layout, id=f"{spelling.name}-{layout}"))
+            marks = pytest.mark.slow if number % quick else ()
+            made.append(pytest.param(spelling, layout, id=f"{spelling.name}-{layout}", marks=marks))
     return made
 
 
@@ -56,7 +57,7 @@ def check(spelling: Spelling, layout: str, seen: Capture) -> None:
     judge(spelling, seen)
 
 
-@pytest.mark.parametrize(("spelling", "layout"), cases(lambda s, _: iter(s.layouts[:1])))
+@pytest.mark.parametrize(("spelling", "layout"), cases(lambda s, _: iter(s.layouts[:1]), quick=3))
 def test_symbolic_batch_and_lengths(spelling: Spelling, layout: str) -> None:
     args, others = fresh(spelling, layout)
     z = spelling.sizes
@@ -65,7 +66,7 @@ def test_symbolic_batch_and_lengths(spelling: Spelling, layout: str) -> None:
     check(spelling, layout, seen)
 
 
-@pytest.mark.parametrize(("spelling", "layout"), cases(second))
+@pytest.mark.parametrize(("spelling", "layout"), cases(second, quick=8))
 def test_another_layout(spelling: Spelling, layout: str) -> None:
     args, _ = fresh(spelling, layout)
     seen = capture_directly(spelling.program(layout), args)

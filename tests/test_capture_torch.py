@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from capture import assert_same, capture_directly
+from sampling import one_in
 from torch import Tensor
 from torch._inductor.fx_passes import fuse_attention as inductor
 
@@ -76,7 +77,7 @@ def samples(dtype: torch.dtype) -> Iterator[Any]:
     yield from found.sample_inputs("cpu", dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", one_in(2, [torch.float32, torch.bfloat16]), ids=str)
 def test_samples_of_opinfo(dtype: torch.dtype) -> None:
     """Fused and equal where nothing is dropped, refused where something is."""
     count = 0

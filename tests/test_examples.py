@@ -12,10 +12,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 WARNINGS = "error:attncc:RuntimeWarning"
 """A kernel that cannot be built falls back to PyTorch with a warning: here that is a failure."""
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = [
+    pytest.param(path, id=path.stem, marks=() if path.stem == "bilinear" else pytest.mark.slow)
+    for path in sorted((ROOT / "examples").glob("*.py"))
+]
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXAMPLES)
 def test_example(path: Path, tmp_path: Path) -> None:
     """Run as a script from the root of the sources; no site may be left unfused in any of them."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ATTNCC_CACHE_DIR": str(tmp_path), "PYTHONWARNINGS": WARNINGS}

@@ -151,7 +151,7 @@ def check(case: Case) -> None:
     assert error <= allowed, f"error {error:.3e} over {allowed:.3e} in {case}"
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CASES)
 def test_drawn_calls_meet_the_accuracy_bar(case: Case) -> None:
     check(case)
@@ -165,7 +165,7 @@ def test_many_more_drawn_calls_meet_the_accuracy_bar(case: Case) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("q_len", "kv_len"), [(1000, 1009), (1, 4099), (1023, 1)])
+@pytest.mark.parametrize(("q_len", "kv_len"), [pytest.param(1000, 1009, marks=pytest.mark.slow), (1, 4099), (1023, 1)])
 def test_long_sequences(dtype: torch.dtype, q_len: int, kv_len: int) -> None:
     check(Case(dtype, 1, 2, 2, q_len, kv_len, 64, 64, "none", "bshd", 1.0, 0))
     check(Case(dtype, 1, 2, 1, q_len, kv_len, 80, 48, "causal", "bhsd", 1.0, 1))

@@ -75,6 +75,7 @@ def test_the_wheel_declares_the_entry_points_and_the_licence(wheel: zipfile.ZipF
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_works(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     """Away from the sources: torch lists the backend, a compiled function is right, the command answers."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site")]

@@ -18,6 +18,8 @@ def attend(q):
 attncc.compile(attend)(torch.randn(1, 2, 8, 16))
 """
 
+pytestmark = pytest.mark.slow  # one process, which compiles, for both
+
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:

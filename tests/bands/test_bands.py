@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from capture import Capture, assert_same, capture_directly
+from sampling import one_in
 from torch import Tensor, fx
 
 from attncc.bands import alike
@@ -192,7 +193,7 @@ SLIPS = {
 }
 
 
-@pytest.mark.parametrize("slip", SLIPS)
+@pytest.mark.parametrize("slip", one_in(3, SLIPS))
 def test_a_slip_is_refused_with_its_reason(slip: str) -> None:
     for program in (Chunked(slip=slip), Chunked(w=3, chunks=2, masked=True, rows_first=True, slip=slip)):
         seen = captured(program)
@@ -206,6 +207,7 @@ def test_weights_that_are_computed_with_are_refused() -> None:
     assert not captured(Chunked(slip="weights scaled")).attentions()
 
 
+@pytest.mark.slow
 def test_lengths_that_are_not_fixed_are_refused() -> None:
     seen = captured(Chunked(), dynamic=True)
     assert not seen.attentions()

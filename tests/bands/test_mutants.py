@@ -18,7 +18,7 @@ PROGRAMS = (
     Chunked(w=3, chunks=2, masked=True, rows_first=True),
     Chunked(chunks=2, masked=True, zeroed=True, unfolded=True, batch=1),
 )
-MUTANTS = 10
+MUTANTS = (4, pytest.param(30, marks=pytest.mark.slow))
 """Programs of each kind that run."""
 
 
@@ -58,13 +58,14 @@ def form(node: fx.Node) -> object:
     return (fake.shape, fake.dtype) if isinstance(fake, Tensor) else node
 
 
+@pytest.mark.parametrize("mutants", MUTANTS)
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
-def test_no_mutant_is_fused_wrongly(program: Chunked) -> None:
+def test_no_mutant_is_fused_wrongly(program: Chunked, mutants: int) -> None:
     chance = random.Random(program.w)
     inputs = program.inputs()
     original = traced(program, inputs)
     ran = 0
-    while ran < MUTANTS:
+    while ran < mutants:
         mutant = copy.deepcopy(original)
         mutate(mutant, chance)
         try:

@@ -206,6 +206,7 @@ def test_the_picture(tmp_path: Path) -> None:
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_memory_is_measured() -> None:
     """A call that makes all scores would show: 67 MB here."""

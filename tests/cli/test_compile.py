@@ -46,6 +46,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     return call
 
 
+@pytest.mark.slow
 def test_a_factory_becomes_a_file(run) -> None:
     """Fixed sizes by default; --dynamic leaves those open that the model does not fix; keyword inputs stay so."""
     status, out, _ = run("factories.py:factory", "--output", "fixed.pt2")

@@ -15,6 +15,7 @@ from attncc.tuning import sources
 from attncc.tuning.database import Database
 
 
+@pytest.mark.slow
 def test_an_artifact_chooses_as_this_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tuned kernel next to its bucket, as far as the evidence carries; far away the default."""
     monkeypatch.setenv("ATTNCC_DATABASE", str(tmp_path / "tuned.jsonl"))

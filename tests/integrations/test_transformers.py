@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from models.exact import Float64
+from sampling import one_in
 from torch import Tensor, nn
 
 import attncc
@@ -33,7 +34,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "t5, position bias": ("T5ForConditionalGeneration", T5, 6),
     "bart, cross attention": ("BartForConditionalGeneration", BART, 6),
 }  # fmt: skip
-LIGHT = {("llama, grouped keys", "static"), ("gemma2, soft cap and windows", None), ("t5, position bias", None)}
+LIGHT = {("llama, grouped keys", "static"), ("gemma2, soft cap and windows", None)}
 GENERATED = [
     pytest.param(name, cache, marks=() if (name, cache) in LIGHT else pytest.mark.slow)
     for name in MODELS
@@ -74,7 +75,7 @@ def padded(name: str, *, left: bool = False) -> dict[str, Tensor]:
     return inputs
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", one_in(2, MODELS))
 def test_the_logits_of_a_padded_batch_are_eagers(name: str) -> None:
     eager, ours = build(name, torch.float64)
     inputs = padded(name)

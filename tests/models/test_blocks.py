@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from sampling import one_in
 from torch import Tensor, nn
 
 import attncc
@@ -180,7 +181,7 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor | None, ...], int]
 
 
 @pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["static", "dynamic"])
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", one_in(2, BLOCKS))
 def test_blocks_of_other_libraries(name: str, dynamic: bool, found: list[Found]) -> None:
     make, arguments, sites = BLOCKS[name]
     block = make().eval()

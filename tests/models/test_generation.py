@@ -13,7 +13,7 @@ from attncc.rewrite import Found
 
 MODELS = {**DECODERS, **ENCODER_DECODERS}
 NEW = 6
-LIGHT = {("mistral", "eager", None), ("llama", "sdpa", "static")}
+LIGHT = {("llama", "sdpa", "static")}
 SDPA = {"llama", "qwen2", "phi3", "gpt2", "t5", "whisper", "deepseek-v3"}
 STATIC = {"llama", "mistral", "gemma3", "bart"}
 CASES = [

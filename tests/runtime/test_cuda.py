@@ -172,6 +172,7 @@ def test_a_pack_takes_the_place_of_tvm(fresh: Path, tmp_path: Path, monkeypatch:
     assert list(digests["kernels"]) == [damaged.name]
 
 
+@pytest.mark.slow
 def test_nothing_of_it_is_imported_without_a_gpu() -> None:
     program = (
         "import sys, torch, attncc; q = torch.randn(1, 1, 3, 8); attncc.attention(q, q, q);"

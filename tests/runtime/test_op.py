@@ -39,10 +39,16 @@ def arguments(grad: bool = False, batch: int = 2, q_len: int = 5, layout: str = 
     return q, k, v, [bias], [0.3], [2], SPEC.json, layout
 
 
-@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
-@pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("batch", [0, 2])
-def test_opcheck(layout: str, grad: bool, batch: int) -> None:
+@pytest.mark.parametrize(
+    ("batch", "grad", "layout"),
+    [
+        (2, True, "bhsd"), (0, False, "bshd"),
+        *(pytest.param(batch, grad, layout, marks=pytest.mark.slow) for batch, grad, layout in (
+            (2, True, "bshd"), (2, False, "bhsd"), (2, False, "bshd"), (0, True, "bhsd"), (0, True, "bshd"),
+            (0, False, "bhsd"))),
+    ],
+)  # fmt: skip
+def test_opcheck(batch: int, grad: bool, layout: str) -> None:
     """PyTorch's own checks: schema, autograd registration, fake kernel, AOTAutograd with static and dynamic shapes."""
     torch.library.opcheck(torch.ops.attncc.attention.default, arguments(grad, batch, layout=layout))
 
@@ -53,7 +59,9 @@ def eager(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, **more: Any) -> Tensor:
     return sdpa(q, k, v, mask, scale=0.3, enable_gqa=True, **more)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backend", ["eager", *(pytest.param(b, marks=pytest.mark.slow) for b in ("aot_eager", "inductor"))]
+)
 def test_compiled_forward_and_backward(backend: str) -> None:
     def function(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, late: int) -> Tensor:
         out = op(q * 2, k, v, [bias], [0.3], [late], SPEC.json, "bshd")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampling import one_in
 from torch import Tensor
 
 from attncc import expr as ex
@@ -74,7 +75,7 @@ def test_opcheck(grad: bool, batch: int) -> None:
 
 
 @pytest.mark.parametrize("kv_len", [0, 7])
-@pytest.mark.parametrize("spec", [SPEC, NO_SINK, ADDITIVE, UNNORMALIZED])
+@pytest.mark.parametrize("spec", one_in(2, [SPEC, NO_SINK, ADDITIVE, UNNORMALIZED]))
 @pytest.mark.parametrize("how", ["kernel", "eager"])
 def test_all_outputs(spec: AttentionSpec, kv_len: int, how: str) -> None:
     """Against the oracle: values, shapes and dtypes, without keys too."""

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
@@ -102,6 +103,7 @@ def test_a_forked_child_whose_parents_thread_holds_the_build_lock(fresh: Path) -
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_spawned_worker(fresh: Path) -> None:
     attention(*operands(1))
     assert run_child("spawn") == 8
@@ -136,6 +138,7 @@ print(json.dumps([seen.calls, seen.compiles, seen.disk_hits, seen.fallbacks]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_compile_into_one_cache(fresh: Path) -> None:
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -62,6 +62,7 @@ def test_a_model_is_tuned(measurer: LocalMeasurer, tmp_path: Path) -> None:
     assert again.measured == 0 and "on record already" in again.nothing
 
 
+@pytest.mark.slow
 def test_candidates_that_crash_or_err_fail_and_harm_no_other(measurer: LocalMeasurer, treacherous_task: Task) -> None:
     found = measured(measurer, treacherous_task, CRASHES, WRONG, UNBUILDABLE, RIGHT)
     assert "crashed" in found[CRASHES].failure and "wrong result: out" in found[WRONG].failure

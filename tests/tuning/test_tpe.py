@@ -78,6 +78,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert best is not None and best.decisions == winner.decisions
 
 
+@pytest.mark.slow
 def test_it_comes_to_the_last_point_and_names_none_that_finds_no_room() -> None:
     searcher, seen = searcher_for(TASK, 64, seed=3), []
     while batch := searcher.propose(8):

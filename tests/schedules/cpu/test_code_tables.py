@@ -8,6 +8,7 @@ import pytest
 import torch
 import zoo
 from kernel_harness import check, compile_module
+from sampling import one_in
 
 from attncc.schedules.cpu.code_tables import bits
 from attncc.schedules.cpu.decode import Decode
@@ -31,7 +32,7 @@ def test_no_table_of_int8() -> None:
         bits("int8", 0)
 
 
-@pytest.mark.parametrize("name", ["int8 cache, scales by token", "float8 cache, scales by head"])
+@pytest.mark.parametrize("name", one_in(2, ["float8 cache, scales by head", "int8 cache, scales by token"]))
 def test_caches_in_bfloat16(name: str) -> None:
     """Whole sets of columns go through tables, what is left of a row (72 = 64 + 8) does not."""
     for dims in ((64, 64), (72, 40)):

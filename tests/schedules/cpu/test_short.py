@@ -7,26 +7,18 @@ import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_harness import Case, check, compile_module
+from sampling import KINDS
 
 from attncc.schedules import Problem
 from attncc.schedules.cpu.short import MOST_KEYS, Short, runs
 from attncc.target import parse
 
 FAMILY = Short()
-QUICK = ("causal, NaN rows", "bias", "sink of some rows", "sigmoid", "statistics", "weights, NaN rows", "additive",
-         "bilinear by head", "strict causal, finfo.min", "documents")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [each for each in KINDS if "cache, scales" not in str(each.values[0])])
 def test_kinds(name: str) -> None:
-    """Kinds that between them use every part of the kernel, with grouped heads and several chunks of rows."""
-    check(FAMILY, zoo.case(name, "float32", (2, 2, 29, 75), group=2))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in zoo.ATTENTIONS if n not in QUICK and "cache, scales" not in n])
-def test_all_kinds(name: str) -> None:
-    """Every kind of attention, so."""
+    """Every kind of attention, with grouped heads and several chunks of rows."""
     check(FAMILY, zoo.case(name, "float32", (2, 2, 29, 75), group=2))
 
 

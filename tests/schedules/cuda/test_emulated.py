@@ -61,7 +61,11 @@ def test_prefill(family: CudaFamily, name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "dims"),
-    [("alibi", (24, 40)), ("float mask, finfo.min", (24, 40)), ("int8 cache, scales by token", (144, 48))],
+    [
+        ("alibi", (24, 40)),
+        pytest.param("float mask, finfo.min", (24, 40), marks=pytest.mark.slow),
+        pytest.param("int8 cache, scales by token", (144, 48), marks=pytest.mark.slow),
+    ],
 )
 def test_decode(name: str, dims: tuple[int, int], tmp_path: Path) -> None:
     check(Decode(), zoo.case(name, "float16", (1, 2, 2, 300), dims=dims, group=3), tmp_path)
@@ -71,7 +75,7 @@ def test_decode(name: str, dims: tuple[int, int], tmp_path: Path) -> None:
     ("family", "name", "dtype", "dims"),
     [
         (Simt(), "weights, NaN rows", "float32", (20, 40)),
-        (Simt(), "float8 cache, scales by head", "float32", (20, 40)),
+        pytest.param(Simt(), "float8 cache, scales by head", "float32", (20, 40), marks=pytest.mark.slow),
         (SimtFew(), "bilinear by head", "float64", (6, 5)),
     ],
     ids=lambda value: getattr(value, "name", str(value)),
@@ -108,6 +112,7 @@ def test_a_sink_counts_once(tmp_path: Path) -> None:
     check(Decode(), make_case(spec, 1, 1, 1, 1000), tmp_path)
 
 
+@pytest.mark.slow
 def test_wide_query_rows_are_shared(tmp_path: Path) -> None:
     """Decode keeps those of 256 columns in shared memory, codes being read two steps of the product at a time."""
     case = zoo.case("int8 cache, scales by token", "bfloat16", (1, 1, 2, 150), dims=(256, 256), group=2)
