@@ -5,11 +5,13 @@ Only where other tests cover what the sample leaves out, or all differ in a size
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 import zoo
+from hypothesis import given, settings
+from hypothesis.strategies import SearchStrategy
 
 QUICK = ("causal, NaN rows", "bias", "sink of some rows", "sigmoid", "statistics", "weights, NaN rows", "additive",
          "bilinear by head", "strict causal, finfo.min", "documents", "int8 cache, scales by token")  # fmt: skip
@@ -24,3 +26,17 @@ def one_in(count: int, values: Iterable[Any]) -> list[Any]:
         pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow if n % count else ())
         for n, value in enumerate(values)
     ]
+
+
+def drawn(few: int, many: int, **strategies: SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
+    """A test of arguments that Hypothesis draws: `few` sets of them in the default run, `many` in a slow test."""
+
+    def decorate(test: Callable[..., None]) -> Any:
+        @pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])
+        def run(examples: int) -> None:
+            settings(max_examples=examples, deadline=None)(given(**strategies)(test))()
+
+        run.__name__, run.__doc__ = test.__name__, test.__doc__
+        return run
+
+    return decorate

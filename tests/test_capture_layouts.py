@@ -57,7 +57,7 @@ def check(spelling: Spelling, layout: str, seen: Capture) -> None:
     judge(spelling, seen)
 
 
-@pytest.mark.parametrize(("spelling", "layout"), cases(lambda s, _: iter(s.layouts[:1]), quick=3))
+@pytest.mark.parametrize(("spelling", "layout"), cases(lambda s, _: iter(s.layouts[:1]), quick=4))
 def test_symbolic_batch_and_lengths(spelling: Spelling, layout: str) -> None:
     args, others = fresh(spelling, layout)
     z = spelling.sizes

@@ -10,6 +10,7 @@ import pytest
 import torch
 import zoo
 from kernel_harness import assert_near, llvm
+from sampling import one_in
 
 from attncc import reference
 from attncc._tvm import IRModule, compile_module
@@ -68,7 +69,7 @@ def test_scheduling_pairs_leaves_the_source_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("ahead", [0, 8])
-@pytest.mark.parametrize("name", ["plain", "strict causal, finfo.min", "alibi", "bilinear"])
+@pytest.mark.parametrize("name", one_in(2, ["strict causal, finfo.min", "plain", "bilinear", "alibi"]))
 def test_unscheduled_runs(name: str, ahead: int) -> None:
     """The algorithm computes the attention by itself; schedules only make it fast."""
     case = zoo.case(name, "float32", (1, 2, 21, 37))

@@ -172,6 +172,7 @@ def test_a_mask_is_left_out_only_where_the_shapes_say_the_same() -> None:
     assert mask is not None and torch.equal(mask[0, 0], torch.ones(3, 7, dtype=torch.bool).tril())
 
 
+@pytest.mark.slow
 def test_a_bias_beside_a_mask_or_causality() -> None:
     q, k, v = torch.randn(3, 2, 4, 7, 16).unbind()
     bias = torch.randn(1, 4, 7, 7)

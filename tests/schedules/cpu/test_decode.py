@@ -103,7 +103,7 @@ DATA = ["padding", "static cache", "sliding cache, finfo.min", "float mask, -inf
 
 
 @pytest.mark.parametrize("name", DATA)
-@pytest.mark.parametrize("threads", [1, 5])
+@pytest.mark.parametrize("threads", one_in(2, [5, 1]))
 def test_keys_that_data_hide_are_not_read(name: str, threads: int) -> None:
     """Nor under a finite fill, where every row sees a larger x: what would be read and weigh nothing is NaN here."""
     case = zoo.case(name, "float32", (2, 2, 3, 700), group=2, decisions=SHORT_BLOCKS, threads=threads)
@@ -178,16 +178,19 @@ def test_splits_agree() -> None:
 
 @pytest.mark.parametrize(
     "decisions",
-    [
-        {"row_chunk": 3},
-        {"key_rows": 4},
-        {"key_chunk": 1, "key_rows": 1},
-        {"column_sets": 1},
-        {"value_rows": 64, "least_split": 1024},
-        {"strands": 8, "key_chunk": 8, "keys": 64},
-        {"ahead": 0},
-        {"ahead": 500, "row_chunk": 1, "value_rows": 2},
-    ],
+    one_in(
+        2,
+        [
+            {"row_chunk": 3},
+            {"key_rows": 4},
+            {"key_chunk": 1, "key_rows": 1},
+            {"column_sets": 1},
+            {"value_rows": 64, "least_split": 1024},
+            {"strands": 8, "key_chunk": 8, "keys": 64},
+            {"ahead": 0},
+            {"ahead": 500, "row_chunk": 1, "value_rows": 2},
+        ],
+    ),
 )
 def test_decisions(decisions: dict[str, int]) -> None:
     check(FAMILY, zoo.case("causal", "float32", (1, 2, 2, 150), dims=(40, 56), group=4, decisions=decisions))

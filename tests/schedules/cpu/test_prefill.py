@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 import zoo
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_harness import Case, check, make_case, run
-from sampling import KINDS, one_in
+from sampling import KINDS, drawn, one_in
 from zoo import KEY, ROW, SCALED, H, load, whole
 
 from attncc import expr as ex
@@ -78,8 +77,9 @@ def test_lengths(name: str, dtype: str) -> None:
     check(family_of(dtype), zoo.case(name, dtype, (1, 2, 1009, 1013)))
 
 
-@settings(max_examples=10, deadline=None)
-@given(
+@drawn(
+    8,
+    25,
     name=st.sampled_from(
         ["causal", "window", "relative bias", "boolean mask", "bias", "causal, finite fill", "documents"]
     ),
@@ -145,8 +145,9 @@ def test_hidden_blocks_are_not_visited() -> None:
     assert torch.equal(run(FP32, case), clean)
 
 
-@settings(max_examples=15, deadline=None)
-@given(
+@drawn(
+    8,
+    40,
     name=st.sampled_from(
         ["boolean mask", "documents", "padding, causal, -1e9", "static cache", "float mask, finfo.min"]
     ),
