@@ -79,7 +79,7 @@ def through_kernels(program: Program) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(0, 500, 100))
+@pytest.mark.parametrize("first", range(0, 1200, 100))
 @pytest.mark.parametrize("wrong", [False, True], ids=["attention", "near attention"])
 def test_many_programs(first: int, wrong: bool) -> None:
     """The programs of these numbers, every fourth with symbolic sizes and every third replayed too."""

@@ -67,7 +67,6 @@ class Short(Family):
         default = self.decisions(spec, target)
         return {name: (value,) for name, value in default.items()} | {
             "rows": model.near(default["rows"], (4, 8)),
-            "key_sets": model.near(default["key_sets"], (1, 2, 4)),
             "column_sets": model.near(default["column_sets"], (1, 2, 4)),
         }
 
