@@ -62,7 +62,8 @@ def form(node: fx.Node) -> object:
 @pytest.mark.parametrize("program", PROGRAMS, ids=str)
 def test_no_mutant_is_fused_wrongly(program: Chunked, mutants: int) -> None:
     chance = random.Random(program.w)
-    inputs = program.inputs()
+    # in float64: masks of -1e4, added more than once, cost eager float32 three digits
+    inputs = [x.double() if x.is_floating_point() else x for x in program.inputs()]
     original = traced(program, inputs)
     ran = 0
     while ran < mutants:
@@ -77,4 +78,4 @@ def test_no_mutant_is_fused_wrongly(program: Chunked, mutants: int) -> None:
             continue  # no program any more
         ran += 1
         seen = rewritten(again, inputs, verify=False)
-        torch.testing.assert_close(seen.result, expected, atol=1e-4, rtol=1e-3, equal_nan=True)
+        torch.testing.assert_close(seen.result, expected, atol=1e-9, rtol=1e-9, equal_nan=True)
