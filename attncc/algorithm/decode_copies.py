@@ -37,10 +37,11 @@ def copy_by_key(t: Tile, start: Any, count: Any, row: Any) -> Copies:
     copies: dict[ex.Expr, tuple[str, Buffer]] = {}
     for number, load in enumerate(by_key(t.spec)):
         name = f"by_key{number}"
-        copies[load] = name, tile(name, (t.tiling.keys,), t.dtype)
+        copy = tile(name, (t.tiling.keys,), t.dtype)
+        copies[load] = name, copy
         with scope(f"copy.{number}"), stage(f"copy_by_key.{number}", "S", n=count) as (n,):
             env = t.kernel.env(b=t.batch, h=head, i=query, j=start + n)
-            store(copies[load][1], [n], lower(load, env))
+            store(copy, [n], lower(load, env))
     return copies
 
 
@@ -65,6 +66,7 @@ def from_copies(expr: ex.Expr, env: Env, copies: Copies, at: Any) -> tuple[ex.Ex
         return expr, env
 
     def copied(node: ex.Expr) -> ex.Expr | None:
+        # any float: all of them are computed in the kernel's dtype, which the copies have
         return ex.Load(copies[node][0], (PLACE,), "float32") if node in copies else None
 
     buffers = {**env.buffer, **dict(copies.values())}

@@ -50,7 +50,7 @@ class Tiling:
     rounded and values paired; else 1."""
     ahead: int
     """How many rows of k, and of v, come before those that memory is asked for; 0 asks for none (`prefetch`)."""
-    copy_by_key: int = 0
+    copy_by_key: int
     """Whether what is read by key is copied before vectors of it are made (`decode_copies`)."""
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from attncc._tvm import T, tirx
+from attncc.algorithm.transpose import turned_square
 
 _INTEGER = {"float64": "i64", "float32": "i32", "float16": "i16", "bfloat16": "i16"}
 _BYTES = {"i64": 8, "i32": 4, "i16": 2}
@@ -162,26 +163,16 @@ class _Squares:
         self.align = _BYTES[_INTEGER[dtype]]
 
     def square(self, name: str, from_offset: str, to_offset: str, columns: int) -> list[str]:
-        """Loads of the rows, shuffles, stores of the first `columns` columns.
-
-        A round zips each vector of the first half with its partner in the second; after log2(lanes) of them lane and
-        number of a vector have changed places.
-        """
-        lanes, half = self.lanes, self.lanes // 2
-        vector = f"<{lanes} x {self.kept}>"
+        """Loads of the rows, shuffles, stores of the first `columns` columns."""
+        lanes, vector = self.lanes, f"<{self.lanes} x {self.kept}>"
         lines = [line for n in range(lanes) for line in self.load(name, n, from_offset, columns)]
-        rounds = lanes.bit_length() - 1
-        for step in range(rounds):
-            for n in range(lanes):
-                a, b = (f"{vector} %{name}{step}_{n // 2 + offset}" for offset in (0, half))
-                zipped = [n % 2 * half + lane // 2 + lane % 2 * lanes for lane in range(lanes)]
-                mask = ", ".join(f"i32 {lane}" for lane in zipped)
-                lines.append(f"  %{name}{step + 1}_{n} = shufflevector {a}, {b}, <{lanes} x i32> <{mask}>")
+        shuffles, turned = turned_square(name, self.kept, lanes)
+        lines += shuffles
         for n in range(columns):
             lines += [
                 f"  %{name}_to{n}_line = add i64 {to_offset}, {n * lanes * self.to_bytes}",
                 f"  %{name}_to{n} = getelementptr i8, ptr %to, i64 %{name}_to{n}_line",
-                f"  store {vector} %{name}{rounds}_{n}, ptr %{name}_to{n}, align {self.align}",
+                f"  store {vector} {turned}{n}, ptr %{name}_to{n}, align {self.align}",
             ]
         return lines
 

@@ -157,18 +157,29 @@ def _shuffles(bits: int, side: int, lane: int) -> list[str]:
     for n in range(side):
         lines += _address(f"s{n}", "source", ("r0", "row_stride"), "c0", n, bits)
         lines.append(f"  %v0_{n} = load {vector}, ptr %s{n}, align {bits // 8}")
-    zipped = min(lane // bits, side) if lane else side
+    shuffles, turned = turned_square("v", f"i{bits}", side, lane // bits)
+    lines += shuffles
+    for n in range(side):
+        lines += _address(f"t{n}", "target", ("c0", "target_stride"), "r0", n, bits)
+        lines.append(f"  store {vector} {turned}{n}, ptr %t{n}, align {bits // 8}")
+    return lines
+
+
+def turned_square(name: str, kind: str, side: int, lane: int = 0) -> tuple[list[str], str]:
+    """LLVM IR that turns the square whose row n is %{name}0_{n}, and how its columns are called but for their numbers.
+
+    `kind` is the type of its elements, of which `lane` (0 for all) are zipped by one instruction.
+    """
+    vector, zipped = f"<{side} x {kind}>", min(lane, side) or side
     rounds = [_zips(side, zipped)] * (zipped.bit_length() - 1)
     rounds += [_exchanges(side, width) for width in _doubled(zipped, side)]
+    lines = []
     for step, shuffles in enumerate(rounds):
         for n, (first, second, lanes) in enumerate(shuffles):
             mask = ", ".join(f"i32 {number}" for number in lanes)
-            operands = f"{vector} %v{step}_{first}, {vector} %v{step}_{second}"
-            lines.append(f"  %v{step + 1}_{n} = shufflevector {operands}, <{side} x i32> <{mask}>")
-    for n in range(side):
-        lines += _address(f"t{n}", "target", ("c0", "target_stride"), "r0", n, bits)
-        lines.append(f"  store {vector} %v{len(rounds)}_{n}, ptr %t{n}, align {bits // 8}")
-    return lines
+            operands = f"{vector} %{name}{step}_{first}, {vector} %{name}{step}_{second}"
+            lines.append(f"  %{name}{step + 1}_{n} = shufflevector {operands}, <{side} x i32> <{mask}>")
+    return lines, f"%{name}{len(rounds)}_"
 
 
 Shuffle = tuple[int, int, list[int]]

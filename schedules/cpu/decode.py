@@ -95,6 +95,7 @@ class Decode(Family):
             "value_pairs": pairs,
             "ahead": AHEAD if spec.group > FEW_ROWS or size == _BYTES[kept] else 0,
             "least_split": LEAST_SPLIT,
+            "copy_by_key": 0,
         }
         return usual if model.registers(target) > 16 else usual | self._of_few_registers(spec, target)
 
